@@ -1,0 +1,87 @@
+// Package controllers declares which upstream controllers run as guests of the
+// plane: who they are to the API server, what need not wake them, and what they
+// may use. The guest program itself is in the directory guest; each file there
+// has its counterpart here.
+package controllers
+
+import "time"
+
+// Events is a set of kinds of watch events.
+type Events uint8
+
+// The kinds of watch events.
+const (
+	Added       Events = 1 << iota
+	Modified           // the object lives on
+	Terminating        // modified, and the object has a deletion timestamp
+	Deleted
+	Any = Added | Modified | Terminating | Deleted
+)
+
+// Declaration says what the plane must know of a controller. It is plain data
+// and must not be changed.
+type Declaration struct {
+	// Name is upstream's name of the controller.
+	Name string
+	// Identity is the user as whom it acts: the one that upstream's
+	// kube-controller-manager gives it with --use-service-account-credentials.
+	Identity string
+	// Resources are what it watches, as "resource" or "resource.group".
+	Resources []string
+	// Grants are those of Resources which upstream reads through informers of
+	// kube-controller-manager's own account. The role of Identity lacks the verbs
+	// get, list and watch for them, so the cluster has to grant these.
+	Grants []string
+
+	// Wait names events that need not wake the controller, by resource as in
+	// Resources; "*" stands for every resource that is not named. They are
+	// delivered before anything else at the next wake, the latest state of each
+	// object.
+	Wait map[string]Events
+	// TimerSlack is how late a timer of the sleeping controller may fire. Timers
+	// of a controller that is resident fire on time.
+	TimerSlack time.Duration
+	// Heartbeat, if not zero, is what TimerSlack relies on.
+	Heartbeat Heartbeat
+
+	// MemoryLimit bounds the linear memory, in bytes.
+	MemoryLimit int64
+	// RunLimit bounds how long the controller may run without once going idle.
+	RunLimit time.Duration
+}
+
+// Heartbeat makes the slack of timers conditional: it holds while every object
+// of Resource changes at least once in Within. As soon as one falls silent,
+// timers fire on time.
+type Heartbeat struct {
+	Resource string
+	Within   time.Duration
+}
+
+const (
+	serviceAccount = "system:serviceaccount:kube-system:"
+
+	// A controller that watches pods needs about 10 KiB for each of them.
+	memoryLimit = 512 << 20
+	// The longest that a healthy controller is busy is its first list. A slow
+	// board with thousands of pods takes some seconds for it.
+	runLimit = time.Minute
+)
+
+// All returns every declaration, in the order in which upstream lists them.
+func All() []Declaration {
+	return []Declaration{
+		endpoints,
+		endpointSlice,
+		podGarbageCollector,
+		namespace,
+		serviceAccounts,
+		garbageCollector,
+		deployment,
+		replicaSet,
+		nodeIPAM,
+		nodeLifecycle,
+		taintEviction,
+		rootCAPublisher,
+	}
+}

@@ -1,0 +1,905 @@
+package plane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
+	"github.com/dormouse-k8s/dormouse/wasmplane/snapshot"
+)
+
+const (
+	// worthSleeping is the least time until the next timer for which a guest is
+	// saved; below it writing the snapshot costs more than the memory.
+	worthSleeping = 10 * time.Second
+
+	// lingerForResponse is how long an idle guest with a request under way waits
+	// in place. The API server answers most requests within some milliseconds.
+	lingerForResponse = 20 * time.Millisecond
+	// lingerForTimer is the shortest timer that is worth leaving the guest for.
+	lingerForTimer = 2 * time.Millisecond
+
+	// waitLimit is how long an event may wait that does not wake its guest.
+	waitLimit = time.Hour
+
+	// Back-off after a guest was ended, doubled each time and forgotten once it
+	// has behaved for as long as the longest.
+	firstBackoff = time.Second
+	maxBackoff   = 5 * time.Minute
+
+	// saveRetry is the pause after a snapshot could not be written.
+	saveRetry = 30 * time.Second
+
+	// stopPatience bounds the wait at shutdown for requests under way.
+	stopPatience = 3 * time.Second
+
+	// farFuture: upstream's queues have a timer that far away where they need
+	// none (see wasmplane/module/overlay). It is shown as no timer.
+	farFuture = 365 * 24 * time.Hour
+)
+
+// unseen stands among the heartbeats for the objects whose events a resumed guest
+// has not seen yet: after a restart some may have fallen silent.
+const unseen = ""
+
+// Commands from outside.
+const (
+	commandWake  = "wake"
+	commandEvict = "evict"
+)
+
+var errBusy = errors.New("busy: requests are under way or events are waiting; try again")
+
+// Classes of reasons for a wake, for the metric.
+const (
+	reasonStart   = "start"
+	reasonEvent   = "event"
+	reasonTimer   = "timer"
+	reasonCommand = "command"
+)
+
+// guest is one controller: its streams, which stay, and its memory, which comes
+// and goes. One goroutine owns the memory; see loop.
+type guest struct {
+	controllers.Declaration
+	plane     *Plane
+	log       *logrus.Entry
+	transport http.RoundTripper
+	start     []byte // payload of the Start frame, without the seed
+	startSum  string // its digest
+	mailbox   *runtime.Mailbox
+	notify    chan struct{} // something is in the mailbox
+	commands  chan command
+	pressure  chan struct{} // the budget wants this guest's memory
+
+	// Owned by loop.
+	inst      *runtime.Instance
+	idleSince time.Time // the last event or response, for the idle time-out
+	saveAfter time.Time // no save before, after one failed
+	retryAt   time.Time // next start of a failed guest
+	backoff   time.Duration
+	startedAt time.Time
+
+	mu         sync.Mutex // guards what follows
+	state      State
+	exchanges  map[uint32]*exchange
+	underWay   int                  // exchanges that will answer soon
+	cause      cause                // of the next wake
+	heartbeats map[string]time.Time // last event, by UID, of the declared heartbeat; see unseen
+	nextTimer  time.Duration        // less than 0: none
+	warmSince  time.Time
+	marked     bool // the snapshot is behind the cluster
+	stats      Detail
+	base       context.Context // of all exchanges
+	cancel     context.CancelFunc
+	streams    sync.WaitGroup // goroutines of exchanges
+}
+
+// cause is why a guest has to run.
+type cause struct {
+	reason string
+	at     time.Time
+}
+
+type command struct {
+	verb string
+	done chan error
+}
+
+func newGuest(p *Plane, d controllers.Declaration) *guest {
+	g := &guest{
+		Declaration: d,
+		plane:       p,
+		log:         p.config.Log.WithField("controller", d.Name),
+		notify:      make(chan struct{}, 1),
+		commands:    make(chan command),
+		pressure:    make(chan struct{}, 1),
+		state:       Cold,
+		exchanges:   map[uint32]*exchange{},
+		heartbeats:  map[string]time.Time{},
+		nextTimer:   -1,
+	}
+	g.mailbox = runtime.NewMailbox(func() { poke(g.notify) })
+	return g
+}
+
+// poke leaves a sign in a channel of capacity one.
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// prepare sets what is known only once the server runs.
+func (g *guest) prepare(host Host) error {
+	start, err := json.Marshal(abi.Start{Controller: g.Name, Options: host.Options, Verbosity: g.plane.config.Verbosity})
+	if err != nil {
+		return fmt.Errorf("encoding the options of %s: %w", g.Name, err)
+	}
+	sum := sha256.Sum256(start)
+	g.start, g.startSum = start, hex.EncodeToString(sum[:8])
+	g.transport = host.Transport(g.Identity)
+	g.base, g.cancel = context.WithCancel(context.Background())
+	return nil
+}
+
+// loop owns the guest's memory until ctx is done.
+func (g *guest) loop(ctx context.Context) {
+	if g.resume() {
+		g.openStreams()
+	} else {
+		g.run(reasonStart, reasonStart, time.Time{})
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		wait, forever := g.untilNext()
+		if forever {
+			timer.Stop()
+		} else {
+			timer.Reset(wait)
+		}
+		select {
+		case <-ctx.Done():
+			g.shutdown()
+			return
+		case <-g.notify:
+			g.runForEvents()
+		case <-timer.C:
+			g.tick()
+		case <-g.pressure:
+			g.log.Debug("released early: the memory budget is used up")
+			_ = g.sleep() // a busy guest keeps its memory
+		case c := <-g.commands:
+			c.done <- g.obey(c.verb)
+		}
+	}
+}
+
+func (g *guest) runForEvents() {
+	g.mu.Lock()
+	c := g.cause
+	g.mu.Unlock()
+	if g.mailbox.Empty() || g.state == Failed {
+		return
+	}
+	g.idleSince = time.Now()
+	g.run(reasonEvent, c.reason, c.at)
+}
+
+// tick does what is due: a restart, a timer, sleep.
+func (g *guest) tick() {
+	now := time.Now()
+	switch {
+	case g.state == Failed:
+		if !now.Before(g.retryAt) {
+			g.run(reasonStart, "restart", time.Time{})
+		}
+	case g.waitingTooLong(now):
+		g.mu.Lock()
+		g.flushWaiting()
+		g.noteCause("waiting events")
+		g.mu.Unlock()
+	case g.timerDue() <= 0:
+		g.run(reasonTimer, reasonTimer, time.Time{})
+	case g.inst != nil && g.sleepIn(now) <= 0:
+		_ = g.sleep() // what went wrong was said; it is tried again
+	}
+}
+
+const never = time.Duration(1<<63 - 1)
+
+// untilNext is how long nothing has to be done unless something happens.
+func (g *guest) untilNext() (wait time.Duration, forever bool) {
+	now := time.Now()
+	if g.state == Failed {
+		return max(0, g.retryAt.Sub(now)), false
+	}
+	wait = min(g.timerDue(), g.waitingDue(now))
+	if g.inst != nil {
+		wait = min(wait, g.sleepIn(now))
+	}
+	return max(0, wait), wait == never
+}
+
+// timerDue is the time until the guest's next timer, with the slack that its
+// declaration allows while it sleeps.
+func (g *guest) timerDue() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.nextTimer < 0 {
+		return never
+	}
+	due := g.nextTimer - g.plane.clock.now()
+	if g.inst == nil && g.TimerSlack > 0 {
+		due += min(g.TimerSlack, g.heartbeatSlack(time.Now(), due))
+	}
+	return due
+}
+
+// heartbeatSlack is how much slack the declared heartbeat leaves for a timer that
+// is due; guest.mu is held.
+func (g *guest) heartbeatSlack(now time.Time, due time.Duration) time.Duration {
+	if g.Heartbeat.Resource == "" {
+		return never
+	}
+	slack := never
+	for _, last := range g.heartbeats {
+		slack = min(slack, last.Add(g.Heartbeat.Within).Sub(now)-due)
+	}
+	return max(0, slack)
+}
+
+// noteHeartbeat records an event of the declared heartbeat; guest.mu is held.
+func (g *guest) noteHeartbeat(x *exchange, ev event) {
+	if g.Heartbeat.Resource == "" || x.resource != g.Heartbeat.Resource || ev.UID == "" {
+		return
+	}
+	delete(g.heartbeats, unseen)
+	if ev.kind() == controllers.Deleted {
+		delete(g.heartbeats, ev.UID)
+		return
+	}
+	silent := g.heartbeatSlack(time.Now(), 0) == 0
+	g.heartbeats[ev.UID] = time.Now()
+	if silent {
+		poke(g.notify) // the next timer is another now
+	}
+}
+
+// sleepIn is the time until an idle guest is to be saved; never if that is not
+// worth it or not possible now.
+func (g *guest) sleepIn(now time.Time) time.Duration {
+	g.mu.Lock()
+	underWay, next, slack := g.underWay, g.nextTimer, g.TimerSlack
+	if slack > 0 {
+		slack = min(slack, g.heartbeatSlack(now, 0))
+	}
+	g.mu.Unlock()
+	if underWay > 0 {
+		return never // its response will come, and with it a run
+	}
+	at := g.idleSince.Add(g.plane.config.IdleTimeout)
+	if g.saveAfter.After(at) {
+		at = g.saveAfter
+	}
+	if next >= 0 && next+slack-g.plane.clock.now()-at.Sub(now) < worthSleeping {
+		return never // a timer runs first, and the question comes again
+	}
+	return at.Sub(now)
+}
+
+func (g *guest) obey(verb string) error {
+	switch verb {
+	case commandEvict:
+		return g.sleep()
+	case commandWake:
+		g.idleSince = time.Now()
+		g.run(reasonCommand, "wake command", time.Time{})
+	}
+	return nil
+}
+
+// command has the loop obey.
+func (g *guest) command(ctx context.Context, verb string) error {
+	c := command{verb: verb, done: make(chan error, 1)}
+	select {
+	case g.commands <- c:
+		return <-c.done
+	case <-g.plane.done:
+		return errors.New("the plane is stopping")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// resume decides whether the snapshot on disk, if there is one, can be used.
+func (g *guest) resume() bool {
+	head, err := g.plane.store.Head(g.Name)
+	switch {
+	case errors.Is(err, snapshot.ErrNotFound):
+		return false
+	case err != nil:
+	case g.plane.marks.InDoubt(g.Name):
+		err = errors.New("the controller changed something after it was saved")
+	case head.Start != g.startSum:
+		err = errors.New("its options are others now")
+	case head.Generation != g.plane.host.Datastore.Previous:
+		err = errors.New("it was not saved in the run before this one")
+	case head.Revision > g.plane.host.Datastore.Revision:
+		err = fmt.Errorf("it has seen revision %d, the datastore only %d", head.Revision, g.plane.host.Datastore.Revision)
+	}
+	if err == nil {
+		head.Generation = g.plane.host.Datastore.Generation
+		err = g.plane.store.SaveHead(g.Name, head, g.plane.clock.saved())
+	}
+	if err == nil {
+		err = g.adopt(head)
+	}
+	if err != nil {
+		g.log.Infof("snapshot discarded, starting cold: %v", err)
+		g.discard()
+		return false
+	}
+	return true
+}
+
+// adopt takes over what a snapshot says besides memory.
+func (g *guest) adopt(head snapshot.Head) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range head.Streams {
+		x, err := g.resumeExchange(s)
+		if err != nil {
+			g.exchanges = map[uint32]*exchange{}
+			return err
+		}
+		g.exchanges[x.id] = x
+	}
+	g.state, g.nextTimer = Asleep, head.NextTimer
+	g.heartbeats[unseen] = time.Now()
+	g.stats.SnapshotBytes = g.plane.store.Size(g.Name)
+	return nil
+}
+
+// openStreams starts the watches of an adopted snapshot.
+func (g *guest) openStreams() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, x := range g.exchanges {
+		g.launch(x)
+	}
+}
+
+// launch starts an exchange's goroutine; guest.mu is held.
+func (g *guest) launch(x *exchange) {
+	ctx, cancel := context.WithCancel(g.base)
+	x.cancel = cancel
+	g.streams.Add(1)
+	go func() {
+		defer g.streams.Done()
+		defer cancel()
+		x.run(ctx)
+		g.finish(x)
+	}()
+}
+
+func (g *guest) finish(x *exchange) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.close(x)
+}
+
+// close ends an exchange once; guest.mu is held.
+func (g *guest) close(x *exchange) {
+	if x.closed {
+		return
+	}
+	x.closed = true
+	if !x.settled {
+		g.underWay--
+	}
+	x.cancel()
+	delete(g.exchanges, x.id)
+}
+
+// settle says that a watch is open; it may stay silent from now on.
+func (g *guest) settle(x *exchange) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !x.closed && !x.settled {
+		x.settled = true
+		g.underWay--
+	}
+}
+
+// Request implements runtime.Host.
+func (g *guest) Request(encoded []byte) uint32 {
+	r, err := abi.DecodeRequest(encoded)
+	var x *exchange
+	if err == nil {
+		x, err = g.newExchange(r)
+	}
+	if err != nil {
+		g.log.Warnf("refused a request: %v", err)
+		return abi.ErrFormat
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, taken := g.exchanges[x.id]; taken {
+		g.log.Warnf("refused a request: stream %d is in use", x.id)
+		return abi.ErrFormat
+	}
+	if len(g.exchanges) >= maxExchanges {
+		g.log.Warnf("refused a request: %d are under way", maxExchanges)
+		return abi.ErrLimit
+	}
+	if x.method != http.MethodGet && !g.marked {
+		// Before the API server sees it: after a crash the snapshot must not be
+		// taken for what the controller knows.
+		if err := g.plane.marks.Set(g.Name); err != nil {
+			g.log.Errorf("refused a request: %v", err)
+			return abi.ErrLimit
+		}
+		g.marked = true
+	}
+	g.exchanges[x.id] = x
+	g.underWay++
+	g.launch(x)
+	return abi.OK
+}
+
+// Cancel implements runtime.Host.
+func (g *guest) Cancel(id uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if x := g.exchanges[id]; x != nil {
+		g.close(x)
+	}
+}
+
+// Log implements runtime.Host. Controllers write klog's text format, whose first
+// letter is the severity. Anything else is a Go program's last words.
+func (g *guest) Log(line string) {
+	severity, text := byte('E'), line
+	if header, message, ok := strings.Cut(line, "] "); ok && len(header) > 5 && strings.IndexByte("IWEF", header[0]) >= 0 {
+		severity, text = header[0], message
+	}
+	switch severity {
+	case 'I':
+		g.log.Debug(text)
+	case 'W':
+		g.log.Warn(text)
+	default:
+		g.log.Error(text)
+	}
+}
+
+// Clock implements runtime.Host.
+func (g *guest) Clock() (wall, monotonic time.Duration) {
+	return time.Duration(time.Now().UnixNano()), g.plane.clock.now()
+}
+
+// Random implements runtime.Host.
+func (g *guest) Random(b []byte) { _, _ = rand.Read(b) } // never fails, see crypto/rand
+
+// Linger implements runtime.Host.
+func (g *guest) Linger(next time.Duration) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.underWay > 0:
+		return lingerForResponse
+	case next >= 0 && next <= lingerForTimer:
+		return lingerForTimer
+	}
+	return 0
+}
+
+// mayWait reports whether an event need not wake the guest; guest.mu is held.
+// While the guest is in memory nothing waits.
+func (g *guest) mayWait(x *exchange, ev event) bool {
+	if g.state != Asleep || !g.mailbox.Empty() || ev.UID == "" {
+		return false
+	}
+	wait, named := g.Wait[x.resource]
+	if !named {
+		wait = g.Wait["*"]
+	}
+	return wait&ev.kind() != 0
+}
+
+// flushWaiting delivers what waited; guest.mu is held.
+func (g *guest) flushWaiting() {
+	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
+		g.exchanges[id].flush()
+	}
+}
+
+// waitingDue is the time until an event has waited for too long.
+func (g *guest) waitingDue(now time.Time) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	due := never
+	for _, x := range g.exchanges {
+		for _, w := range x.waiting {
+			due = min(due, w.since.Add(waitLimit).Sub(now))
+		}
+	}
+	return due
+}
+
+func (g *guest) waitingTooLong(now time.Time) bool { return g.waitingDue(now) <= 0 }
+
+// noteCause keeps the first reason since the last run; guest.mu is held.
+func (g *guest) noteCause(reason string) {
+	if g.cause.reason == "" {
+		g.cause = cause{reason, time.Now()}
+	}
+}
+
+// run brings the guest into memory, if it is not, and runs it until it is idle.
+func (g *guest) run(class, reason string, arrived time.Time) {
+	was := g.state
+	if err := g.load(); err != nil {
+		g.fail(runtime.ReasonTrap, err)
+		return
+	}
+	g.mu.Lock()
+	g.flushWaiting()
+	if class == reasonTimer {
+		delete(g.heartbeats, unseen)
+	}
+	g.cause = cause{}
+	g.state = Awake
+	g.stats.Runs++
+	g.stats.LastRun = reason
+	if was != Warm {
+		now := time.Now()
+		g.stats.Wakes++
+		g.stats.LastWake, g.stats.LastWakeReason = &now, reason
+		g.plane.metrics.wakes.WithLabelValues(g.Name, class).Inc()
+		if was == Asleep && !arrived.IsZero() {
+			g.plane.metrics.wakeSeconds.Observe(time.Since(arrived).Seconds())
+		}
+	}
+	g.mu.Unlock()
+	if was != Warm {
+		g.idleSince = time.Now()
+		g.log.WithField("reason", reason).Debugf("%s, now awake", was)
+	}
+
+	if err := g.inst.Run(); err != nil {
+		var exit *runtime.Exit
+		if errors.As(err, &exit) {
+			g.fail(exit.Reason, errors.New(exit.Detail))
+		} else {
+			g.fail(runtime.ReasonTrap, err)
+		}
+		return
+	}
+	g.park()
+}
+
+// park notes what an idle guest left.
+func (g *guest) park() {
+	resident, err := g.inst.Resident()
+	if err != nil {
+		g.log.Warn(err)
+	}
+	next, ok := g.inst.NextTimer()
+	g.mu.Lock()
+	g.state, g.warmSince = Warm, time.Now()
+	g.nextTimer = -1
+	if ok && next-g.plane.clock.now() < farFuture {
+		g.nextTimer = next
+	}
+	if g.mailbox.Empty() {
+		g.cause = cause{} // it came while the guest ran
+	}
+	g.stats.ResidentBytes = resident
+	g.stats.MemoryBytes = g.inst.MemorySize()
+	g.mu.Unlock()
+	if time.Since(g.startedAt) > maxBackoff {
+		g.backoff = 0
+	}
+	g.plane.enforceBudget()
+}
+
+// load brings the guest into memory: from its snapshot, or fresh.
+func (g *guest) load() error {
+	if g.inst != nil {
+		return nil
+	}
+	if g.state == Asleep {
+		err := g.restore()
+		if err == nil {
+			return nil
+		}
+		g.log.Warnf("snapshot discarded, starting cold: %v", err)
+		g.discard()
+	}
+	inst, err := g.instantiate()
+	if err != nil {
+		return err
+	}
+	var s abi.Start
+	if err := json.Unmarshal(g.start, &s); err != nil {
+		return err
+	}
+	var seed [8]byte
+	g.Random(seed[:])
+	s.Seed = int64(binary.LittleEndian.Uint64(seed[:]))
+	payload, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	g.inst = inst
+	g.startedAt = time.Now()
+	g.mu.Lock()
+	g.heartbeats = map[string]time.Time{}
+	g.mu.Unlock()
+	g.mailbox.Push(abi.FrameStart, 0, payload)
+	return nil
+}
+
+func (g *guest) instantiate() (*runtime.Instance, error) {
+	return g.plane.config.Code.Instantiate(runtime.Config{
+		Host:    g,
+		Mailbox: g.mailbox,
+		Memory:  g.MemoryLimit,
+		Run:     g.RunLimit,
+	})
+}
+
+// restore makes an instance of the snapshot.
+func (g *guest) restore() error {
+	inst, err := g.instantiate()
+	if err != nil {
+		return err
+	}
+	if err := g.fill(inst); err != nil {
+		inst.Close()
+		return err
+	}
+	g.inst = inst
+	if g.startedAt.IsZero() {
+		g.startedAt = time.Now()
+	}
+	return nil
+}
+
+func (g *guest) fill(inst *runtime.Instance) error {
+	head, err := g.plane.store.Head(g.Name)
+	if err != nil {
+		return err
+	}
+	if g.MemoryLimit > 0 && head.Memory > g.MemoryLimit {
+		return fmt.Errorf("%d bytes of memory, more than the limit of %d", head.Memory, g.MemoryLimit)
+	}
+	if err := inst.Grow(head.Memory); err != nil {
+		return err
+	}
+	memory := inst.Memory()
+	_, err = g.plane.store.Load(g.Name, func(index int, b []byte) error {
+		at := index * runtime.PageSize
+		if at+len(b) > len(memory) {
+			return fmt.Errorf("page %d is beyond the memory: %w", index, snapshot.ErrDamaged)
+		}
+		copy(memory[at:], b)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	inst.SetNextTimer(head.NextTimer, head.NextTimer >= 0)
+	return inst.SetGlobals(head.Globals)
+}
+
+// sleep saves the guest and releases its memory. It returns errBusy where the
+// guest has something to do.
+func (g *guest) sleep() error {
+	if g.inst == nil {
+		return nil
+	}
+	head, err := g.head()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	pages, err := g.inst.Dirty()
+	if err == nil {
+		head.Memory = g.inst.MemorySize()
+		head.Globals, err = g.inst.Globals()
+	}
+	written := 0
+	if err == nil {
+		written, err = g.plane.store.Save(g.Name, head, g.plane.clock.saved(), pages)
+	}
+	g.plane.noteSave(err)
+	if err != nil {
+		g.saveAfter = time.Now().Add(saveRetry)
+		return err
+	}
+	g.plane.metrics.saveSeconds.Observe(time.Since(began).Seconds())
+	g.plane.metrics.written.Add(float64(written))
+	if err := g.plane.marks.Clear(g.Name); err != nil {
+		g.log.Warn(err) // the next start is cold, that is all
+	}
+	g.inst.Close()
+	g.inst = nil
+	size := g.plane.store.Size(g.Name)
+	now := time.Now()
+	g.mu.Lock()
+	g.marked = false
+	g.state = Asleep
+	g.stats.ResidentBytes = 0
+	g.stats.SnapshotBytes = size
+	g.stats.SnapshotAt = &now
+	g.mu.Unlock()
+	g.log.WithFields(logrus.Fields{"written": written, "took": time.Since(began).Round(10 * time.Microsecond)}).Debug("asleep")
+	return nil
+}
+
+// head describes the guest as it is, if it has nothing to do. From here to the
+// end of the save nothing reaches its memory: only loop runs it.
+func (g *guest) head() (snapshot.Head, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.underWay > 0 || !g.mailbox.Empty() {
+		return snapshot.Head{}, errBusy
+	}
+	head := snapshot.Head{Generation: g.plane.host.Datastore.Generation, Start: g.startSum, NextTimer: g.nextTimer}
+	g.fillStreams(&head)
+	return head, nil
+}
+
+// fillStreams describes the open watches; guest.mu is held.
+func (g *guest) fillStreams(head *snapshot.Head) {
+	head.Streams, head.Revision = nil, 0
+	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
+		x := g.exchanges[id]
+		head.Streams = append(head.Streams, x.snapshotStream())
+		if rv, err := strconv.ParseInt(x.delivered, 10, 64); err == nil {
+			head.Revision = max(head.Revision, rv)
+		}
+	}
+}
+
+// discard forgets the snapshot and everything that belongs to that life.
+func (g *guest) discard() {
+	g.mu.Lock()
+	g.cancel()
+	for _, x := range g.exchanges {
+		if x.cancel != nil {
+			g.close(x)
+		}
+	}
+	g.exchanges = map[uint32]*exchange{}
+	g.underWay = 0
+	g.mu.Unlock()
+	g.streams.Wait() // nobody delivers to the next life
+	g.mailbox.Reset()
+	if err := g.plane.store.Drop(g.Name); err != nil {
+		g.plane.noteSave(err)
+	} else if err := g.plane.marks.Clear(g.Name); err != nil {
+		g.log.Warn(err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.base, g.cancel = context.WithCancel(context.Background())
+	g.state, g.marked, g.nextTimer, g.cause = Cold, false, -1, cause{}
+	g.stats.SnapshotBytes, g.stats.ResidentBytes = 0, 0
+}
+
+// fail ends a guest that cannot go on; it starts cold after a while.
+func (g *guest) fail(reason string, err error) {
+	g.mu.Lock()
+	doing := g.stats.LastRun
+	g.mu.Unlock()
+	if g.inst != nil {
+		g.inst.Close()
+		g.inst = nil
+	}
+	g.discard()
+	g.backoff = min(max(firstBackoff, 2*g.backoff), maxBackoff)
+	g.retryAt = time.Now().Add(g.backoff)
+	g.mu.Lock()
+	g.state = Failed
+	g.stats.Restarts++
+	g.stats.LastError = reason + ": " + err.Error()
+	g.mu.Unlock()
+	g.plane.metrics.restarts.WithLabelValues(g.Name, reason).Inc()
+	g.log.WithFields(logrus.Fields{"reason": reason, "doing": doing, "retry": g.backoff}).
+		Errorf("controller ended, starting it again cold: %v", err)
+}
+
+// shutdown saves what can be saved. A guest that stays busy is left behind with
+// its mark set, and starts cold next time.
+func (g *guest) shutdown() {
+	patience := time.NewTimer(stopPatience)
+	defer patience.Stop()
+	for g.inst != nil {
+		err := g.sleep()
+		if !errors.Is(err, errBusy) {
+			break
+		}
+		select {
+		case <-g.notify:
+			g.runForEvents()
+			continue
+		case <-patience.C:
+		}
+		g.log.Info("stopped while busy")
+		break
+	}
+	g.mu.Lock()
+	// With something in the mailbox the watches are further than the snapshot.
+	asleep, head := g.inst == nil && g.state == Asleep && g.mailbox.Empty(), snapshot.Head{}
+	if asleep {
+		g.fillStreams(&head)
+	}
+	for _, x := range g.exchanges {
+		x.closed = true
+	}
+	g.cancel()
+	g.mu.Unlock()
+	if asleep {
+		g.saveStreams(head)
+	}
+	g.streams.Wait()
+	if g.inst != nil {
+		g.inst.Close()
+		g.inst = nil
+	}
+}
+
+// saveStreams writes how far the watches of a sleeping guest have come.
+func (g *guest) saveStreams(now snapshot.Head) {
+	head, err := g.plane.store.Head(g.Name)
+	if err == nil {
+		head.Streams, head.Revision = now.Streams, now.Revision
+		err = g.plane.store.SaveHead(g.Name, head, g.plane.clock.saved())
+	}
+	if err != nil {
+		g.log.Warnf("how far the watches have come was not saved: %v", err)
+	}
+}
+
+func (g *guest) status() Status { return g.detail().Status }
+
+func (g *guest) detail() Detail {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.stats
+	d.Name, d.Identity, d.Module, d.State = g.Name, g.Identity, g.plane.config.ModuleName, g.state
+	if g.nextTimer >= 0 {
+		at := time.Now().Add(g.nextTimer - g.plane.clock.now())
+		d.NextTimer = &at
+	}
+	d.MemoryLimit, d.RunLimit, d.TimerSlack = g.MemoryLimit, g.RunLimit.String(), g.TimerSlack.String()
+	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
+		if x := g.exchanges[id]; x.watch {
+			d.Streams = append(d.Streams, StreamStatus{ID: x.id, URL: x.url.RequestURI(), Revision: x.seen, Waiting: len(x.waiting)})
+		}
+	}
+	return d
+}

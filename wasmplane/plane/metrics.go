@@ -1,0 +1,78 @@
+package plane
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are the plane's, for the API server's /metrics.
+type metrics struct {
+	wakes        *prometheus.CounterVec
+	wakeSeconds  prometheus.Histogram
+	saveSeconds  prometheus.Histogram
+	written      prometheus.Counter
+	restarts     *prometheus.CounterVec
+	snapshotDesc *prometheus.Desc
+	residentDesc *prometheus.Desc
+	stateDesc    *prometheus.Desc
+}
+
+func newMetrics() *metrics {
+	latency := []float64{.0005, .001, .002, .003, .005, .0075, .01, .015, .025, .05, .1, .25, 1}
+	return &metrics{
+		wakes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "dormouse_wasm_wakes_total",
+			Help: "How often a controller was brought back into memory, by controller and class of reason (event, timer, start, command).",
+		}, []string{"controller", "reason"}),
+		wakeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "dormouse_wasm_wake_seconds",
+			Help:    "Time from an event that reaches a sleeping controller until the controller runs.",
+			Buckets: latency,
+		}),
+		saveSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "dormouse_wasm_save_seconds",
+			Help:    "Time to save the snapshot of a controller, with the wait for the disk.",
+			Buckets: latency,
+		}),
+		written: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "dormouse_wasm_snapshot_written_bytes_total",
+			Help: "Bytes given to the snapshot database.",
+		}),
+		restarts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "dormouse_wasm_restarts_total",
+			Help: "How often a controller was ended and started again cold, by controller and reason.",
+		}, []string{"controller", "reason"}),
+		snapshotDesc: prometheus.NewDesc("dormouse_wasm_snapshot_bytes",
+			"Size of a controller's snapshot on disk.", []string{"controller"}, nil),
+		residentDesc: prometheus.NewDesc("dormouse_wasm_resident_bytes",
+			"Memory of its own that a controller holds; 0 while it sleeps.", []string{"controller"}, nil),
+		stateDesc: prometheus.NewDesc("dormouse_wasm_state",
+			"1 for the state a controller is in.", []string{"controller", "state"}, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (p *Plane) Describe(ch chan<- *prometheus.Desc) {
+	m := p.metrics
+	m.wakes.Describe(ch)
+	m.wakeSeconds.Describe(ch)
+	m.saveSeconds.Describe(ch)
+	m.written.Describe(ch)
+	m.restarts.Describe(ch)
+	ch <- m.snapshotDesc
+	ch <- m.residentDesc
+	ch <- m.stateDesc
+}
+
+// Collect implements prometheus.Collector.
+func (p *Plane) Collect(ch chan<- prometheus.Metric) {
+	m := p.metrics
+	m.wakes.Collect(ch)
+	m.wakeSeconds.Collect(ch)
+	m.saveSeconds.Collect(ch)
+	m.written.Collect(ch)
+	m.restarts.Collect(ch)
+	for _, g := range p.guests {
+		s := g.status()
+		ch <- prometheus.MustNewConstMetric(m.snapshotDesc, prometheus.GaugeValue, float64(s.SnapshotBytes), s.Name)
+		ch <- prometheus.MustNewConstMetric(m.residentDesc, prometheus.GaugeValue, float64(s.ResidentBytes), s.Name)
+		ch <- prometheus.MustNewConstMetric(m.stateDesc, prometheus.GaugeValue, 1, s.Name, string(s.State))
+	}
+}

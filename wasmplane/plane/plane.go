@@ -1,0 +1,224 @@
+// Package plane decides which controllers are in memory. Each is a guest with a
+// goroutine of its own, which wakes it when an event, a response or a timer
+// concerns it, and saves and releases it when it has been idle for a while.
+//
+// One event's way: the API server writes it to a watch that the host holds open
+// for the guest (exchange.runWatch); unless the guest's declaration lets it wait
+// (exchange.deliverEvent), it goes into the mailbox and the guest's goroutine
+// hears of it (guest.loop); the guest is restored if it sleeps (guest.load), runs
+// until its Go scheduler says that nothing is left to do (runtime.Instance.Run),
+// and stays in memory for the idle time-out; then guest.sleep writes what changed
+// to the snapshot store and frees the rest.
+package plane
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
+	"github.com/dormouse-k8s/dormouse/wasmplane/snapshot"
+)
+
+// Config is what a plane is made with.
+type Config struct {
+	Code       *runtime.Code // the module
+	ModuleName string        // for people
+	Digest     string        // identifies the module
+	Dir        string        // for the snapshot store; made if missing
+	Guests     []controllers.Declaration
+	// IdleTimeout is how long an idle guest stays in memory.
+	IdleTimeout time.Duration
+	// MemoryBudget bounds what all guests hold together, in bytes; beyond it the
+	// one that has been idle for longest is released early. 0 means no bound.
+	MemoryBudget int64
+	Verbosity    int // klog's, in the guests
+	Log          *logrus.Entry
+}
+
+// Datastore identifies what the guests' caches mirror. It is read before the API
+// server writes anything.
+type Datastore struct {
+	ID         string // made with the datastore
+	Previous   string // names the run before this one
+	Generation string // names this run
+	Revision   int64  // highest revision at start
+}
+
+// Host is what the plane needs of a running server.
+type Host struct {
+	// Transport reaches the API server as the given user.
+	Transport func(user string) http.RoundTripper
+	Datastore Datastore
+	Native    []string        // controllers that run natively, for the list
+	Options   json.RawMessage // the guests' options
+}
+
+// Plane runs the guests. Its methods are safe for concurrent use.
+type Plane struct {
+	config  Config
+	metrics *metrics
+	mux     *http.ServeMux
+	guests  []*guest
+	clock   *clock
+	done    chan struct{} // closed when Run ends
+
+	// Set by Run before any guest runs.
+	host  Host
+	store *snapshot.Store
+	marks *snapshot.Marks
+
+	mu         sync.Mutex
+	native     []string
+	saveFailed bool // the last save failed, and that was said
+}
+
+// New makes a plane. It does nothing until Run.
+func New(config Config) *Plane {
+	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), done: make(chan struct{})}
+	p.mux = p.routes()
+	for _, d := range config.Guests {
+		p.guests = append(p.guests, newGuest(p, d))
+	}
+	return p
+}
+
+// Controllers are the upstream names of the guests.
+func (p *Plane) Controllers() []string {
+	names := make([]string, len(p.guests))
+	for k, g := range p.guests {
+		names[k] = g.Name
+	}
+	return names
+}
+
+// Run runs the guests until ctx is done, and saves them then. It calls ready once
+// they are started. It can be called once.
+func (p *Plane) Run(ctx context.Context, host Host, ready func()) (err error) {
+	defer close(p.done)
+	if err := p.open(host); err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := errors.Join(p.marks.Close(), p.store.Close()); err == nil && closeErr != nil {
+			err = fmt.Errorf("closing the snapshot store: %w", closeErr)
+		}
+	}()
+	var loops sync.WaitGroup
+	for _, g := range p.guests {
+		if err := g.prepare(host); err != nil {
+			return err
+		}
+	}
+	for _, g := range p.guests {
+		loops.Go(func() { g.loop(ctx) })
+	}
+	ready()
+	loops.Wait()
+	return nil
+}
+
+// open opens what is kept on disk and drops what no guest will use.
+func (p *Plane) open(host Host) error {
+	if err := os.MkdirAll(p.config.Dir, 0o700); err != nil {
+		return fmt.Errorf("making the directory of the snapshot store: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("reading the boot ID: %w", err)
+	}
+	id := snapshot.Identity{Module: p.config.Digest, Datastore: host.Datastore.ID}
+	store, err := snapshot.Open(filepath.Join(p.config.Dir, "snapshots.db"), id, runtime.PageSize,
+		func(why string) { p.config.Log.Warn(why) })
+	if err != nil {
+		return err
+	}
+	marks, err := snapshot.OpenMarks(filepath.Join(p.config.Dir, "awake"), strings.TrimSpace(string(boot)))
+	if err != nil {
+		store.Close()
+		return err
+	}
+	p.mu.Lock()
+	p.native = host.Native
+	p.mu.Unlock()
+	p.host, p.store, p.marks = host, store, marks
+	p.clock.resume(store.Clock())
+
+	known := map[string]bool{}
+	for _, name := range p.Controllers() {
+		known[name] = true
+	}
+	names, err := store.Names()
+	for _, name := range names {
+		if !known[name] {
+			err = errors.Join(err, store.Drop(name))
+		}
+	}
+	if err != nil {
+		p.config.Log.Warnf("snapshots of controllers that are no guests: %v", err)
+	}
+	return nil
+}
+
+// List is the status of every controller, by name.
+func (p *Plane) List() []Status {
+	var all []Status
+	for _, g := range p.guests {
+		all = append(all, g.status())
+	}
+	p.mu.Lock()
+	for _, name := range p.native {
+		all = append(all, Status{Name: name, State: Native})
+	}
+	p.mu.Unlock()
+	sort.Slice(all, func(a, b int) bool { return all[a].Name < all[b].Name })
+	return all
+}
+
+// enforceBudget asks the guest that has been idle for longest to release its
+// memory if all together hold too much.
+func (p *Plane) enforceBudget() {
+	if p.config.MemoryBudget == 0 {
+		return
+	}
+	var total int64
+	var victim *guest
+	var oldest time.Time
+	for _, g := range p.guests {
+		g.mu.Lock()
+		total += g.stats.ResidentBytes
+		if g.state == Warm && g.underWay == 0 && (victim == nil || g.warmSince.Before(oldest)) {
+			victim, oldest = g, g.warmSince
+		}
+		g.mu.Unlock()
+	}
+	if total > p.config.MemoryBudget && victim != nil {
+		poke(victim.pressure)
+	}
+}
+
+// noteSave says once that snapshots cannot be written, and once that they can
+// again.
+func (p *Plane) noteSave(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if failed := err != nil; failed != p.saveFailed {
+		p.saveFailed = failed
+		if failed {
+			p.config.Log.Errorf("controllers stay in memory: %v", err)
+		} else {
+			p.config.Log.Info("snapshots are written again")
+		}
+	}
+}

@@ -1,0 +1,140 @@
+// Command guest is the module that the plane's tests run.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+	"github.com/dormouse-k8s/dormouse/wasmplane/guest"
+)
+
+func main() {}
+
+func init() {
+	guest.Register("fold", fold)
+	guest.Register("ticker", ticker)
+	guest.Register("panic", onEvent(func() { panic("as asked") }))
+	guest.Register("loop", onEvent(func() {
+		for n := 0; ; n++ {
+			sink = []byte{byte(n)}
+		}
+	}))
+	guest.Register("bomb", onEvent(func() {
+		for {
+			hoard = append(hoard, make([]byte, 1<<20))
+		}
+	}))
+	guest.Register("recurse", onEvent(func() { fmt.Println(recurse(1)) }))
+	guest.Register("return", func(context.Context, abi.Start) error { return fmt.Errorf("it does not want to") })
+}
+
+var (
+	sink  []byte
+	hoard [][]byte
+)
+
+func recurse(n int) int { return recurse(n+1) + 1 }
+
+type watchEvent struct {
+	Type   string
+	Object struct {
+		Metadata struct{ Name, ResourceVersion string }
+		Value    string
+	}
+}
+
+// fold keeps, for each object, a hash over all values it ever had, and puts it
+// into the results. An event that is lost, doubled or out of order shows.
+func fold(ctx context.Context, _ abi.Start) error {
+	sums := map[string]uint64{}
+	return follow(ctx, func(e watchEvent) error {
+		h := fnv.New64a()
+		fmt.Fprint(h, sums[e.Object.Metadata.Name], e.Type, e.Object.Value)
+		sums[e.Object.Metadata.Name] = h.Sum64()
+		return put(ctx, "/results/"+e.Object.Metadata.Name, fmt.Sprint(h.Sum64()))
+	})
+}
+
+// onEvent does something bad at each event but the first.
+func onEvent(bad func()) guest.RunFunc {
+	return func(ctx context.Context, _ abi.Start) error {
+		return follow(ctx, func(e watchEvent) error {
+			if e.Object.Value == "bad" {
+				bad()
+			}
+			return put(ctx, "/results/"+e.Object.Metadata.Name, e.Object.Value)
+		})
+	}
+}
+
+// ticker counts, and puts the count each period.
+func ticker(ctx context.Context, s abi.Start) error {
+	period, err := time.ParseDuration(string(bytes.Trim(s.Options, `"`)))
+	if err != nil {
+		return err
+	}
+	for n := 1; ; n++ {
+		time.Sleep(period)
+		if err := put(ctx, "/results/tick", fmt.Sprint(n)); err != nil {
+			return err
+		}
+	}
+}
+
+func put(ctx context.Context, path, value string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://host"+path, bytes.NewReader([]byte(value)))
+	if err != nil {
+		return err
+	}
+	resp, err := guest.Transport.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("PUT %s: %s", path, resp.Status)
+	}
+	return nil
+}
+
+// follow watches the objects, as a reflector does: it goes on from the last
+// version it has seen.
+func follow(ctx context.Context, f func(watchEvent) error) error {
+	version := "1"
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://host/objects?watch=true&resourceVersion="+version, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := guest.Transport.RoundTrip(req)
+		if err != nil {
+			return err
+		}
+		lines := bufio.NewScanner(resp.Body)
+		for lines.Scan() {
+			var e watchEvent
+			if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+				return err
+			}
+			if err := f(e); err != nil {
+				return err
+			}
+			version = e.Object.Metadata.ResourceVersion
+		}
+		resp.Body.Close()
+		if err := lines.Err(); err != nil {
+			return err
+		}
+	}
+}

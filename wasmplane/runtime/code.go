@@ -1,0 +1,153 @@
+// Package runtime runs guests: it instantiates a compiled module with wasmtime,
+// answers its WASI calls, holds it to its limits, and gives access to what a
+// snapshot consists of, the pages of its linear memory that differ from the
+// module's image and its globals.
+//
+// A guest reaches nothing but the functions here: no files, no sockets, no
+// environment. Time is the plane's, so that it runs on while the guest sleeps.
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/bytecodealliance/wasmtime-go/v39"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+)
+
+// tick is the resolution of run-time limits.
+const tick = 50 * time.Millisecond
+
+// Code is a module ready to be instantiated any number of times. Its methods are
+// safe for concurrent use.
+type Code struct {
+	engine  *wasmtime.Engine
+	module  *wasmtime.Module
+	linker  *wasmtime.Linker
+	globals []string
+	pagemap *os.File // /proc/self/pagemap
+	ticker  ticker
+}
+
+// New prepares module, which belongs to engine. globals names its exports that
+// are mutable globals, in a fixed order. It fails if the module does not speak
+// this version of the wire format or asks the host for something unknown.
+func New(engine *wasmtime.Engine, module *wasmtime.Module, globals []string) (*Code, error) {
+	if err := checkExports(module); err != nil {
+		return nil, err
+	}
+	linker := wasmtime.NewLinker(engine)
+	if err := link(linker, module); err != nil {
+		linker.Close()
+		return nil, err
+	}
+	pagemap, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		linker.Close()
+		return nil, fmt.Errorf("opening the page map that snapshots are taken from: %w", err)
+	}
+	c := &Code{engine: engine, module: module, linker: linker, globals: globals, pagemap: pagemap}
+	c.ticker.start(engine.IncrementEpoch)
+	return c, nil
+}
+
+// Close releases the module. All instances must have been closed.
+func (c *Code) Close() error {
+	c.ticker.stop()
+	c.linker.Close()
+	c.module.Close()
+	return c.pagemap.Close()
+}
+
+func checkExports(module *wasmtime.Module) error {
+	have := map[string]bool{}
+	for _, e := range module.Exports() {
+		have[e.Name()] = true
+	}
+	if !have[abi.VersionExport] {
+		return fmt.Errorf("the module does not speak version %d of the wire format (no export %s)", abi.Version, abi.VersionExport)
+	}
+	for _, name := range []string{"memory", abi.PumpExport} {
+		if !have[name] {
+			return fmt.Errorf("the module has no export %q", name)
+		}
+	}
+	return nil
+}
+
+// ticker advances the engine's epoch while at least one guest runs, so that an
+// idle plane has no timer.
+type ticker struct {
+	mu      sync.Mutex
+	running int
+	wake    chan struct{}
+	done    chan struct{}
+}
+
+func (t *ticker) start(advance func()) {
+	t.wake, t.done = make(chan struct{}, 1), make(chan struct{})
+	go func() {
+		defer close(t.done)
+		clock := time.NewTicker(tick)
+		defer clock.Stop()
+		for range t.wake {
+			clock.Reset(tick)
+			for t.busy() {
+				<-clock.C
+				advance()
+			}
+			clock.Stop()
+		}
+	}()
+}
+
+func (t *ticker) stop() {
+	close(t.wake)
+	<-t.done
+}
+
+func (t *ticker) busy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.running > 0
+}
+
+func (t *ticker) enter() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running++; t.running == 1 {
+		select {
+		case t.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (t *ticker) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.running--
+}
+
+// Reason classes of an [Exit].
+const (
+	ReasonTrap     = "trap"     // a WebAssembly trap, or a panic in the guest
+	ReasonDeadline = "deadline" // ran too long without going idle
+	ReasonMemory   = "memory"   // wanted more memory than its limit
+	ReasonExit     = "exit"     // the controller ended by itself
+)
+
+// Exit says why a guest is gone. The instance can only be closed.
+type Exit struct {
+	Reason string // one of the Reason… constants
+	Detail string // what it said last
+}
+
+func (e *Exit) Error() string { return e.Reason + ": " + e.Detail }
+
+// ErrClosed is returned by methods of a closed instance.
+var ErrClosed = errors.New("the instance is closed")

@@ -1,0 +1,295 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/bytecodealliance/wasmtime-go/v39"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+)
+
+// wasmPage is the unit in which linear memory grows, in bytes.
+const wasmPage = 64 << 10
+
+// Host is what an instance asks of the plane. All methods are called while the
+// guest runs, on the goroutine that runs it; only Linger's answer may make the
+// guest wait.
+type Host interface {
+	// Request takes over one encoded abi.Request, which is valid only during
+	// the call, and returns an errno of package abi.
+	Request(encoded []byte) uint32
+	// Cancel ends an exchange.
+	Cancel(stream uint32)
+	// Log takes a line that the guest wrote to its standard output or error.
+	Log(line string)
+	// Clock reads the wall clock, since the Unix epoch, and the monotonic
+	// clock, which runs on through sleep and restarts.
+	Clock() (wall, monotonic time.Duration)
+	// Random fills b with random bytes.
+	Random(b []byte)
+	// Linger says how long an idle guest whose next timer is due in next (less
+	// than 0: none) waits in place before it is parked.
+	Linger(next time.Duration) time.Duration
+}
+
+// Config is what an instance is made with.
+type Config struct {
+	Host    Host
+	Mailbox *Mailbox
+	// Memory bounds the linear memory, in bytes; 0 means no bound.
+	Memory int64
+	// Run bounds how long the guest may run without going idle; 0 means a
+	// minute.
+	Run time.Duration
+	// Env is the guest's environment, as NAME=value. Go reads it in
+	// _initialize only.
+	Env []string
+}
+
+// Instance is a guest in memory. It belongs to one goroutine at a time.
+type Instance struct {
+	code     *Code
+	config   Config
+	store    *wasmtime.Store
+	instance *wasmtime.Instance
+	memory   *wasmtime.Memory
+	pump     *wasmtime.Func
+	next     time.Duration // monotonic time of the guest's next timer; less than 0: none
+	image    int64         // bytes of linear memory that the module came with
+	exited   bool          // proc_exit was called
+	output   output
+}
+
+// Instantiate makes a guest from the module's image. It has not run yet.
+func (c *Code) Instantiate(config Config) (*Instance, error) {
+	i := &Instance{code: c, config: config, next: -1}
+	if i.config.Run == 0 {
+		i.config.Run = time.Minute
+	}
+	i.output.log = config.Host.Log
+	i.store = wasmtime.NewStoreWithData(c.engine, i)
+	if config.Memory > 0 {
+		i.store.Limiter(config.Memory, -1, 1, -1, 1)
+	}
+	i.resetDeadline()
+	instance, err := c.linker.Instantiate(i.store, c.module)
+	if err != nil {
+		i.store.Close()
+		return nil, fmt.Errorf("instantiating the module: %w", err)
+	}
+	i.instance = instance
+	i.memory = instance.GetExport(i.store, "memory").Memory()
+	i.pump = instance.GetFunc(i.store, abi.PumpExport)
+	if i.memory == nil || i.pump == nil {
+		i.store.Close()
+		return nil, errors.New("instantiating the module: its exports have the wrong types")
+	}
+	i.image = i.MemorySize()
+	return i, nil
+}
+
+// Close frees the guest's memory.
+func (i *Instance) Close() {
+	i.store.Close()
+	i.instance, i.memory, i.pump = nil, nil, nil
+}
+
+func (i *Instance) resetDeadline() {
+	i.store.SetEpochDeadline(uint64(i.config.Run/tick) + 1)
+}
+
+// Run runs the guest until it is idle and parked. It returns an *Exit if the
+// guest is gone.
+func (i *Instance) Run() error { return i.call(i.pump) }
+
+// Call runs an export without parameters, for instance abi.InitializeExport. A
+// missing one is no error.
+func (i *Instance) Call(export string) error {
+	f := i.instance.GetFunc(i.store, export)
+	if f == nil {
+		return nil
+	}
+	return i.call(f)
+}
+
+func (i *Instance) call(f *wasmtime.Func) error {
+	if i.instance == nil {
+		return ErrClosed
+	}
+	i.code.ticker.enter()
+	defer i.code.ticker.leave()
+	i.resetDeadline()
+	i.output.forget()
+	_, err := f.Call(i.store)
+	if err == nil {
+		return nil
+	}
+	return i.exit(err)
+}
+
+// exit tells the classes of ends apart.
+func (i *Instance) exit(err error) *Exit {
+	i.output.flush()
+	var trap *wasmtime.Trap
+	if errors.As(err, &trap) {
+		if code := trap.Code(); code != nil && *code == wasmtime.Interrupt {
+			return &Exit{Reason: ReasonDeadline, Detail: fmt.Sprintf("ran for more than %s without going idle", i.config.Run)}
+		}
+	}
+	said := i.output.cause(i.exited)
+	switch {
+	case strings.HasPrefix(said, "fatal error: out of memory"), strings.HasPrefix(said, "fatal error: runtime: cannot allocate"):
+		return &Exit{Reason: ReasonMemory, Detail: fmt.Sprintf("wanted more than its limit of %d MiB", i.config.Memory>>20)}
+	case i.exited && !isFatal(said):
+		return &Exit{Reason: ReasonExit, Detail: said}
+	case said != "":
+		return &Exit{Reason: ReasonTrap, Detail: said}
+	}
+	return &Exit{Reason: ReasonTrap, Detail: trapCause(err.Error())}
+}
+
+// trapCause picks the sentence out of wasmtime's description of a trap, which has
+// a backtrace in front and behind.
+func trapCause(s string) string {
+	if _, cause, ok := strings.Cut(s, "Caused by:\n"); ok {
+		s = strings.TrimSpace(cause)
+	}
+	s, _, _ = strings.Cut(s, "\n")
+	return s
+}
+
+// NextTimer is the monotonic time at which the guest wants to run next; ok is
+// false if no timer is set. Valid after Run.
+func (i *Instance) NextTimer() (at time.Duration, ok bool) { return i.next, i.next >= 0 }
+
+// SetNextTimer sets what NextTimer returns, after a restore.
+func (i *Instance) SetNextTimer(at time.Duration, ok bool) {
+	i.next = -1
+	if ok {
+		i.next = at
+	}
+}
+
+// MemorySize is the size of the linear memory in bytes. Most of it shares the
+// pages of the module's image.
+func (i *Instance) MemorySize() int64 { return int64(i.memory.DataSize(i.store)) }
+
+// Grow makes the linear memory at least size bytes long.
+func (i *Instance) Grow(size int64) error {
+	missing := size - i.MemorySize()
+	if missing <= 0 {
+		return nil
+	}
+	if _, err := i.memory.Grow(i.store, uint64((missing+wasmPage-1)/wasmPage)); err != nil {
+		return fmt.Errorf("growing linear memory to %d bytes: %w", size, err)
+	}
+	return nil
+}
+
+// Memory is the linear memory itself. It is valid until the guest runs or grows.
+func (i *Instance) Memory() []byte { return i.memory.UnsafeData(i.store) }
+
+// Globals returns the values of the mutable globals, in the module's order.
+func (i *Instance) Globals() ([]uint64, error) {
+	vs := make([]uint64, len(i.code.globals))
+	for k, name := range i.code.globals {
+		g, err := i.global(name)
+		if err != nil {
+			return nil, err
+		}
+		switch v := g.Get(i.store); v.Kind() {
+		case wasmtime.KindI32:
+			vs[k] = uint64(uint32(v.I32()))
+		case wasmtime.KindI64:
+			vs[k] = uint64(v.I64())
+		default:
+			return nil, fmt.Errorf("global %s is neither i32 nor i64", name)
+		}
+	}
+	return vs, nil
+}
+
+// SetGlobals sets what Globals returned.
+func (i *Instance) SetGlobals(vs []uint64) error {
+	if len(vs) != len(i.code.globals) {
+		return fmt.Errorf("%d values for %d globals", len(vs), len(i.code.globals))
+	}
+	for k, name := range i.code.globals {
+		g, err := i.global(name)
+		if err != nil {
+			return err
+		}
+		v := wasmtime.ValI64(int64(vs[k]))
+		if g.Type(i.store).Content().Kind() == wasmtime.KindI32 {
+			v = wasmtime.ValI32(int32(uint32(vs[k])))
+		}
+		if err := g.Set(i.store, v); err != nil {
+			return fmt.Errorf("setting global %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (i *Instance) global(name string) (*wasmtime.Global, error) {
+	e := i.instance.GetExport(i.store, name)
+	if e == nil || e.Global() == nil {
+		return nil, fmt.Errorf("the module has no global %s", name)
+	}
+	return e.Global(), nil
+}
+
+// output splits what the guest writes into lines and remembers those that may
+// explain its end.
+type output struct {
+	log   func(line string)
+	rest  []byte
+	fatal string // the first line of a panic or of a fatal error
+	last  string
+}
+
+// maxLine is where longer lines are broken, in bytes.
+const maxLine = 8 << 10
+
+func (o *output) write(b []byte) {
+	for _, c := range b {
+		if c == '\n' || len(o.rest) >= maxLine {
+			o.flush()
+		}
+		if c != '\n' {
+			o.rest = append(o.rest, c)
+		}
+	}
+}
+
+func (o *output) flush() {
+	if len(o.rest) == 0 {
+		return
+	}
+	line := string(o.rest)
+	o.rest = nil
+	o.last = line
+	if o.fatal == "" && isFatal(line) {
+		o.fatal = line
+	}
+	o.log(line)
+}
+
+// forget drops what was said before.
+func (o *output) forget() { o.fatal, o.last = "", "" }
+
+// cause is the line that says best why the guest ended; one that exited in good
+// order says it last.
+func (o *output) cause(exited bool) string {
+	if o.fatal == "" && exited {
+		return o.last
+	}
+	return o.fatal
+}
+
+// isFatal recognises how the Go runtime begins its last words.
+func isFatal(line string) bool {
+	return strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ")
+}

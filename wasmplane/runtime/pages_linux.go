@@ -1,0 +1,85 @@
+package runtime
+
+import (
+	"encoding/binary"
+	"fmt"
+	"iter"
+	"os"
+	"unsafe"
+)
+
+// PageSize is the unit of Dirty, in bytes.
+var PageSize = os.Getpagesize()
+
+// Bits of an entry of /proc/PID/pagemap, from the kernel's
+// Documentation/admin-guide/mm/pagemap.rst.
+const (
+	pagePresent = 1 << 63
+	pageSwapped = 1 << 62
+	pageFile    = 1 << 61 // still the module's image, shared by all guests
+)
+
+// Dirty returns the pages of the linear memory that a fresh instance may not
+// have: each one's index in units of PageSize, and its content, valid until the
+// next step. Pages beyond the module's image that hold nothing but zeros are
+// left out.
+func (i *Instance) Dirty() (iter.Seq2[int, []byte], error) {
+	own, err := i.own()
+	if err != nil {
+		return nil, err
+	}
+	memory := i.Memory()
+	return func(yield func(int, []byte) bool) {
+		for k := range own {
+			page := memory[k*PageSize : (k+1)*PageSize : (k+1)*PageSize]
+			if int64(k)*int64(PageSize) >= i.image && isZero(page) {
+				continue
+			}
+			if !yield(k, page) {
+				return
+			}
+		}
+	}, nil
+}
+
+// Resident is how many bytes of memory of its own the guest holds.
+func (i *Instance) Resident() (int64, error) {
+	own, err := i.own()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for range own {
+		n++
+	}
+	return int64(n) * int64(PageSize), nil
+}
+
+// own returns the indexes of the pages that are not, or no longer, shared with
+// the module's image.
+func (i *Instance) own() (iter.Seq[int], error) {
+	n := int(i.MemorySize()) / PageSize
+	entries := make([]byte, 8*n)
+	base := uint64(uintptr(i.memory.Data(i.store))) / uint64(PageSize)
+	if _, err := i.code.pagemap.ReadAt(entries, int64(base*8)); err != nil {
+		return nil, fmt.Errorf("reading the page map: %w", err)
+	}
+	return func(yield func(int) bool) {
+		for k := range n {
+			e := binary.LittleEndian.Uint64(entries[8*k:])
+			if e&(pagePresent|pageSwapped) != 0 && e&pageFile == 0 && !yield(k) {
+				return
+			}
+		}
+	}, nil
+}
+
+// isZero compares eight bytes at a time; pages are aligned and a multiple of it.
+func isZero(page []byte) bool {
+	for _, w := range unsafe.Slice((*uint64)(unsafe.Pointer(&page[0])), len(page)/8) {
+		if w != 0 {
+			return false
+		}
+	}
+	return true
+}

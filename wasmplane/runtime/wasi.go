@@ -1,0 +1,373 @@
+package runtime
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/bytecodealliance/wasmtime-go/v39"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+)
+
+// WASI preview 1, as far as a Go program asks for it. Names, layouts and errno
+// values: https://github.com/WebAssembly/WASI/blob/main/legacy/preview1/docs.md
+const wasi = "wasi_snapshot_preview1"
+
+const (
+	errnoSuccess = 0
+	errnoAgain   = 6
+	errnoBadf    = 8
+	errnoFault   = 21
+	errnoNosys   = 52
+)
+
+const (
+	clockRealtime  = 0
+	clockMonotonic = 1
+
+	filetypeUnknown         = 0
+	filetypeCharacterDevice = 2
+	fdflagNonblock          = 4
+
+	eventtypeClock  = 0
+	eventtypeFdRead = 1
+
+	subscriptionSize = 48
+	eventSize        = 32
+	iovecSize        = 8
+)
+
+// call is one call from the guest: its instance and the integer arguments.
+type call struct {
+	*Instance
+	args []wasmtime.Val
+}
+
+func (c call) u32(n int) uint32 { return uint32(c.args[n].I32()) }
+
+// hostFunc answers a call with an errno, or ends the guest with a trap.
+type hostFunc func(c call) (uint32, *wasmtime.Trap)
+
+// errno makes a hostFunc of a function that never traps.
+func errno(f func(c call) uint32) hostFunc {
+	return func(c call) (uint32, *wasmtime.Trap) { return f(c), nil }
+}
+
+var hostFuncs = map[string]map[string]hostFunc{
+	wasi: {
+		"args_sizes_get":      errno(func(c call) uint32 { return c.sizes(arguments) }),
+		"args_get":            errno(func(c call) uint32 { return c.strings(arguments) }),
+		"environ_sizes_get":   errno(func(c call) uint32 { return c.sizes(c.config.Env) }),
+		"environ_get":         errno(func(c call) uint32 { return c.strings(c.config.Env) }),
+		"clock_time_get":      errno(clockTimeGet),
+		"random_get":          errno(randomGet),
+		"fd_fdstat_get":       errno(fdFdstatGet),
+		"fd_fdstat_set_flags": errno(func(call) uint32 { return errnoSuccess }),
+		"fd_prestat_get":      errno(func(call) uint32 { return errnoBadf }), // ends Go's search for directories
+		"fd_close":            errno(func(call) uint32 { return errnoSuccess }),
+		"fd_read":             errno(fdRead),
+		"fd_write":            errno(fdWrite),
+		"poll_oneoff":         errno(pollOneoff),
+		"sched_yield":         errno(func(call) uint32 { return errnoSuccess }),
+		"proc_exit":           procExit,
+	},
+	abi.Module: {
+		abi.RequestImport: errno(request),
+		abi.CancelImport:  errno(cancel),
+	},
+}
+
+// link defines what module imports. WASI functions that are not offered answer
+// ENOSYS; anything else unknown is an error.
+func link(linker *wasmtime.Linker, module *wasmtime.Module) error {
+	defined := map[[2]string]bool{} // Go imports some functions more than once
+	for _, imp := range module.Imports() {
+		name := ""
+		if imp.Name() != nil {
+			name = *imp.Name()
+		}
+		if defined[[2]string{imp.Module(), name}] {
+			continue
+		}
+		defined[[2]string{imp.Module(), name}] = true
+		ty := imp.Type().FuncType()
+		f, ok := hostFuncs[imp.Module()][name]
+		if !ok && imp.Module() == wasi {
+			f, ok = errno(func(call) uint32 { return errnoNosys }), true
+		}
+		if !ok || ty == nil {
+			return fmt.Errorf("the module imports %s.%s, which the plane does not offer", imp.Module(), name)
+		}
+		void := len(ty.Results()) == 0
+		err := linker.FuncNew(imp.Module(), name, ty, func(caller *wasmtime.Caller, args []wasmtime.Val) ([]wasmtime.Val, *wasmtime.Trap) {
+			code, trap := f(call{caller.Data().(*Instance), args})
+			if trap != nil || void {
+				return nil, trap
+			}
+			return []wasmtime.Val{wasmtime.ValI32(int32(code))}, nil
+		})
+		if err != nil {
+			return fmt.Errorf("defining %s.%s: %w", imp.Module(), name, err)
+		}
+	}
+	return nil
+}
+
+// bytes is the guest's memory at [ptr, ptr+n); nil if that is out of bounds.
+func (i *Instance) bytes(ptr, n uint32) []byte {
+	mem := i.memory.UnsafeData(i.store)
+	if uint64(ptr)+uint64(n) > uint64(len(mem)) {
+		return nil
+	}
+	return mem[ptr : uint64(ptr)+uint64(n) : uint64(ptr)+uint64(n)]
+}
+
+func (i *Instance) putUint32(ptr uint32, vs ...uint32) uint32 {
+	b := i.bytes(ptr, uint32(4*len(vs)))
+	if b == nil {
+		return errnoFault
+	}
+	for k, v := range vs {
+		binary.LittleEndian.PutUint32(b[4*k:], v)
+	}
+	return errnoSuccess
+}
+
+// arguments are the guest's; programs count on a name for themselves.
+var arguments = []string{"guest"}
+
+// sizes answers how many strings there are, and their size with the zero bytes.
+func (c call) sizes(list []string) uint32 {
+	size := 0
+	for _, s := range list {
+		size += len(s) + 1
+	}
+	if e := c.putUint32(c.u32(0), uint32(len(list))); e != errnoSuccess {
+		return e
+	}
+	return c.putUint32(c.u32(1), uint32(size))
+}
+
+// strings writes the pointers to the strings, and the strings.
+func (c call) strings(list []string) uint32 {
+	ptrs, text := c.u32(0), c.u32(1)
+	for _, s := range list {
+		if e := c.putUint32(ptrs, text); e != errnoSuccess {
+			return e
+		}
+		b := c.bytes(text, uint32(len(s)+1))
+		if b == nil {
+			return errnoFault
+		}
+		copy(b, s)
+		b[len(s)] = 0
+		ptrs, text = ptrs+4, text+uint32(len(b))
+	}
+	return errnoSuccess
+}
+
+func clockTimeGet(c call) uint32 {
+	b := c.bytes(c.u32(2), 8)
+	if b == nil {
+		return errnoFault
+	}
+	wall, monotonic := c.config.Host.Clock()
+	switch c.u32(0) {
+	case clockRealtime:
+		binary.LittleEndian.PutUint64(b, uint64(wall))
+	case clockMonotonic:
+		binary.LittleEndian.PutUint64(b, uint64(monotonic))
+	default:
+		return errnoNosys
+	}
+	return errnoSuccess
+}
+
+func randomGet(c call) uint32 {
+	b := c.bytes(c.u32(0), c.u32(1))
+	if b == nil {
+		return errnoFault
+	}
+	c.config.Host.Random(b)
+	return errnoSuccess
+}
+
+// fdFdstatGet says that the mailbox is non-blocking, which is what makes Go's
+// scheduler wait for it in poll_oneoff.
+func fdFdstatGet(c call) uint32 {
+	fd := c.u32(0)
+	if fd > abi.MailboxFD {
+		return errnoBadf
+	}
+	b := c.bytes(c.u32(1), 24)
+	if b == nil {
+		return errnoFault
+	}
+	clear(b)
+	b[0] = filetypeCharacterDevice
+	if fd == abi.MailboxFD {
+		b[0] = filetypeUnknown
+		binary.LittleEndian.PutUint16(b[2:], fdflagNonblock)
+	}
+	for k := 8; k < 24; k++ { // all rights
+		b[k] = 0xff
+	}
+	return errnoSuccess
+}
+
+// iovecs calls f with each buffer that an iovec array names until f returns
+// false.
+func (c call) iovecs(f func(b []byte) bool) bool {
+	ptr, n := c.u32(1), c.u32(2)
+	for range n {
+		v := c.bytes(ptr, iovecSize)
+		if v == nil {
+			return false
+		}
+		b := c.bytes(binary.LittleEndian.Uint32(v), binary.LittleEndian.Uint32(v[4:]))
+		if b == nil {
+			return false
+		}
+		if !f(b) {
+			return true
+		}
+		ptr += iovecSize
+	}
+	return true
+}
+
+func fdRead(c call) uint32 {
+	if c.u32(0) != abi.MailboxFD {
+		return errnoBadf
+	}
+	total := 0
+	ok := c.iovecs(func(b []byte) bool {
+		n := c.config.Mailbox.read(b)
+		total += n
+		return n == len(b)
+	})
+	if !ok {
+		return errnoFault
+	}
+	if total == 0 {
+		return errnoAgain
+	}
+	return c.putUint32(c.u32(3), uint32(total))
+}
+
+func fdWrite(c call) uint32 {
+	if fd := c.u32(0); fd != 1 && fd != 2 {
+		return errnoBadf
+	}
+	total := 0
+	ok := c.iovecs(func(b []byte) bool {
+		c.output.write(b)
+		total += len(b)
+		return true
+	})
+	if !ok {
+		return errnoFault
+	}
+	return c.putUint32(c.u32(3), uint32(total))
+}
+
+func procExit(c call) (uint32, *wasmtime.Trap) {
+	c.exited = true
+	return 0, wasmtime.NewTrap(fmt.Sprintf("exit status %d", c.u32(0)))
+}
+
+func request(c call) uint32 {
+	if c.u32(1) > abi.MaxRequest {
+		return abi.ErrFormat
+	}
+	b := c.bytes(c.u32(0), c.u32(1))
+	if b == nil {
+		return abi.ErrFormat
+	}
+	return c.config.Host.Request(b)
+}
+
+func cancel(c call) uint32 {
+	c.config.Host.Cancel(c.u32(0))
+	return errnoSuccess
+}
+
+// pollOneoff is called by Go's scheduler when every goroutine is blocked; the
+// next timer comes with it. This is how the plane knows, exactly and for free,
+// that a guest is idle. After a short wait it makes the mailbox readable with a
+// Park frame.
+func pollOneoff(c call) uint32 {
+	n := c.u32(2)
+	if n == 0 || n > 64 {
+		return errnoFault
+	}
+	in, out := c.bytes(c.u32(0), n*subscriptionSize), c.bytes(c.u32(1), n*eventSize)
+	if in == nil || out == nil {
+		return errnoFault
+	}
+	const none = time.Duration(-1)
+	next := none
+	var timer, mailbox []byte // the subscriptions
+	for ; len(in) > 0; in = in[subscriptionSize:] {
+		switch in[8] {
+		case eventtypeClock:
+			d := time.Duration(binary.LittleEndian.Uint64(in[24:]))
+			if in[40]&1 != 0 { // absolute
+				_, now := c.config.Host.Clock()
+				d -= now
+			}
+			if d = max(d, 0); next == none || d < next {
+				next, timer = d, in
+			}
+		case eventtypeFdRead:
+			if binary.LittleEndian.Uint32(in[16:]) == abi.MailboxFD {
+				mailbox = in
+			}
+		}
+	}
+	ready := eventtypeClock
+	switch {
+	case mailbox == nil && timer == nil:
+		return errnoNosys
+	case mailbox == nil:
+		// The Go runtime waits for itself for some microseconds; nothing is
+		// idle, and the deadline keeps running.
+		time.Sleep(min(next, tick))
+	case !c.config.Mailbox.Empty():
+		ready = eventtypeFdRead
+	case next == 0:
+	default:
+		ready = c.idle(next)
+	}
+	sub := timer
+	if ready == eventtypeFdRead {
+		sub = mailbox
+	}
+	clear(out[:eventSize])
+	copy(out[:8], sub[:8])
+	out[10] = byte(ready)
+	return c.putUint32(c.u32(3), 1)
+}
+
+// idle waits in place for as long as the host says, then parks the guest. It
+// returns the kind of event that the guest gets to see.
+func (i *Instance) idle(next time.Duration) int {
+	defer i.resetDeadline()
+	_, now := i.config.Host.Clock()
+	i.next = -1
+	if next >= 0 {
+		i.next = now + next
+	}
+	linger := i.config.Host.Linger(next)
+	if next >= 0 && next <= linger {
+		if i.config.Mailbox.wait(next) {
+			return eventtypeFdRead
+		}
+		return eventtypeClock
+	}
+	if !i.config.Mailbox.wait(linger) {
+		i.config.Mailbox.park()
+	}
+	return eventtypeFdRead
+}

@@ -1,0 +1,578 @@
+// Package snapshot keeps sleeping guests on disk, in a bbolt database.
+//
+// A snapshot is what a guest has that a fresh instance of its module has not:
+// the pages it wrote to, its globals, and what the plane must know to wake it.
+//
+//	meta
+//	  version    Version, decimal
+//	  module     digest of the module the guests are instances of
+//	  datastore  identity of the datastore their caches mirror
+//	  clock      Clock: the plane's monotonic clock when it was last saved
+//	guests
+//	  NAME
+//	    head     hash (8 bytes) and Head as JSON
+//	    pages    bucket
+//	      INDEX  hash (8 bytes), mask (2 bytes), pages compressed with S2
+//
+// INDEX is a big-endian uint32 that counts groups of groupPages pages; bit k of
+// mask says that the group's page k is there. Hashes are xxHash64 of what
+// follows them, before compression, with the key in front, so that an entry
+// cannot be taken for another. Pages that did not change since the last save are
+// recognised by their hash and not written again.
+//
+// Everything else in the database is either the work of a newer version, of
+// another module or of another datastore, or damage; then it is dropped, as a
+// guest can always start cold. That is why there is no migration: a change of
+// the format is a new Version.
+package snapshot
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/klauspost/compress/s2"
+	"go.etcd.io/bbolt"
+)
+
+// Version of the format.
+const Version = "1"
+
+// groupPages is how many pages are compressed, and written, together. More
+// compress better, fewer rewrite less around a changed page.
+const groupPages = 4
+
+const (
+	hashSize = 8
+	maskSize = 2
+)
+
+var (
+	metaBucket   = []byte("meta")
+	guestsBucket = []byte("guests")
+	pagesBucket  = []byte("pages")
+
+	versionKey   = []byte("version")
+	moduleKey    = []byte("module")
+	datastoreKey = []byte("datastore")
+	clockKey     = []byte("clock")
+	headKey      = []byte("head")
+)
+
+var (
+	// ErrNotFound says that a guest has no snapshot.
+	ErrNotFound = errors.New("no snapshot")
+	// ErrDamaged says that a snapshot does not have the content that was saved.
+	ErrDamaged = errors.New("damaged snapshot")
+)
+
+// Stream is a watch that stays open in the host while its guest sleeps.
+type Stream struct {
+	ID     uint32      `json:"id"`
+	URL    string      `json:"url"`
+	Header http.Header `json:"header"`
+	// Revision is the resourceVersion up to which the guest has seen events.
+	Revision string `json:"revision"`
+}
+
+// Head is a snapshot without its pages.
+type Head struct {
+	// Generation is the run of the datastore in which the snapshot was saved.
+	Generation string `json:"generation"`
+	// Start is the digest of what the guest was started with.
+	Start string `json:"start"`
+	// Memory is the size of the linear memory in bytes.
+	Memory  int64    `json:"memory"`
+	Globals []uint64 `json:"globals"`
+	// NextTimer is the time on the plane's monotonic clock at which the guest
+	// wants to run next; less than 0: none.
+	NextTimer time.Duration `json:"nextTimer"`
+	// Revision is the highest resourceVersion the guest may have seen.
+	Revision int64    `json:"revision"`
+	Streams  []Stream `json:"streams"`
+
+	// Groups and Sum tie the pages to the head: how many groups there are, and
+	// the sum of their hashes.
+	Groups int    `json:"groups"`
+	Sum    uint64 `json:"sum"`
+}
+
+// Clock is a reading of the plane's monotonic clock and of the wall clock at the
+// same moment.
+type Clock struct {
+	Monotonic time.Duration `json:"monotonic"`
+	Wall      time.Time     `json:"wall"`
+}
+
+// Store is an open database. It is safe for concurrent use.
+type Store struct {
+	db       *bbolt.DB
+	pageSize int
+}
+
+// Identity is what all snapshots of a store have in common.
+type Identity struct {
+	Module    string // digest of the module
+	Datastore string // identity of the datastore
+}
+
+// Open opens the database at path, or makes one. What cannot be used is dropped,
+// and said so through dropped: one line that says what and why. pageSize is the
+// machine's, in bytes.
+func Open(path string, id Identity, pageSize int, dropped func(why string)) (*Store, error) {
+	db, err := open(path)
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		dropped(fmt.Sprintf("%s is damaged (%v); every guest starts cold", path, err))
+		if err := os.Rename(path, path+".damaged"); err != nil {
+			return nil, fmt.Errorf("putting aside the damaged snapshot store: %w", err)
+		}
+		db, err = open(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the snapshot store %s: %w", path, err)
+	}
+	s := &Store{db: db, pageSize: pageSize}
+	if err := s.adopt(id, dropped); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("opening the snapshot store %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// open checks and opens the file.
+func open(path string) (db *bbolt.DB, err error) {
+	defer faultToError(&err)()
+	if err := check(path); err != nil {
+		return nil, err
+	}
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return nil, err
+	}
+	db.MaxBatchDelay = 20 * time.Millisecond
+	return db, nil
+}
+
+// check reads the whole file, if there is one: first that its structure is
+// sound enough for bbolt, then what bbolt thinks of it.
+func check(path string) error {
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil || info.Size() == 0 {
+		return err
+	}
+	if err := checkStructure(file, info.Size(), os.Getpagesize()); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		var first error
+		for err := range tx.Check() {
+			if first == nil {
+				first = err
+			}
+		}
+		return first
+	})
+}
+
+// faultToError makes panics and memory faults of this goroutine an error. It is
+// deferred twice over: defer faultToError(&err)().
+func faultToError(err *error) func() {
+	before := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(before)
+		if p := recover(); p != nil {
+			*err = fmt.Errorf("%w: %v", ErrDamaged, p)
+		}
+	}
+}
+
+// adopt drops what was saved by another version, module or datastore.
+func (s *Store) adopt(id Identity, dropped func(string)) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucketIfNotExists(metaBucket)
+		if err != nil {
+			return err
+		}
+		fresh := meta.Get(versionKey) == nil
+		stale := ""
+		for _, want := range []struct {
+			key  []byte
+			what string
+			is   string
+		}{
+			{versionKey, "written by another version of the format", Version},
+			{moduleKey, "of another module", id.Module},
+			{datastoreKey, "of another datastore", id.Datastore},
+		} {
+			if string(meta.Get(want.key)) == want.is {
+				continue
+			}
+			if stale == "" {
+				stale = want.what
+			}
+			if err := meta.Put(want.key, []byte(want.is)); err != nil {
+				return err
+			}
+		}
+		if stale != "" && tx.Bucket(guestsBucket) != nil {
+			if err := tx.DeleteBucket(guestsBucket); err != nil {
+				return err
+			}
+		}
+		if stale != "" && !fresh {
+			dropped("the snapshots are " + stale + "; every guest starts cold")
+		}
+		_, err = tx.CreateBucketIfNotExists(guestsBucket)
+		return err
+	})
+}
+
+// Close closes the database.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Save replaces a guest's snapshot. Of pages, which yields indexes in ascending
+// order, only those that changed are written. It returns when they are on disk,
+// with the number of bytes that were given to the database. Saves of several
+// goroutines share commits. pages may be called more than once.
+func (s *Store) Save(name string, head Head, clock Clock, pages iter.Seq2[int, []byte]) (written int, err error) {
+	defer faultToError(&err)()
+	err = s.db.Batch(func(tx *bbolt.Tx) error {
+		written = 0
+		guest, err := tx.Bucket(guestsBucket).CreateBucketIfNotExists([]byte(name))
+		if err != nil {
+			return err
+		}
+		bucket, err := guest.CreateBucketIfNotExists(pagesBucket)
+		if err != nil {
+			return err
+		}
+		w := writer{bucket: bucket, head: &head, pageSize: s.pageSize}
+		w.cursor = bucket.Cursor()
+		if err := w.all(pages); err != nil {
+			return err
+		}
+		n, err := putHead(guest, name, head)
+		if err != nil {
+			return err
+		}
+		written = w.written + n
+		return putClock(tx, clock)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("saving the snapshot of %s: %w", name, err)
+	}
+	return written, nil
+}
+
+// SaveHead replaces the head of a snapshot whose pages stay as they are.
+func (s *Store) SaveHead(name string, head Head, clock Clock) (err error) {
+	defer faultToError(&err)()
+	err = s.db.Batch(func(tx *bbolt.Tx) error {
+		guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
+		if guest == nil {
+			return ErrNotFound
+		}
+		if _, err := putHead(guest, name, head); err != nil {
+			return err
+		}
+		return putClock(tx, clock)
+	})
+	if err != nil {
+		return fmt.Errorf("saving the head of the snapshot of %s: %w", name, err)
+	}
+	return nil
+}
+
+func putHead(guest *bbolt.Bucket, name string, head Head) (written int, err error) {
+	b, err := json.Marshal(head)
+	if err != nil {
+		return 0, err
+	}
+	b = append(binary.LittleEndian.AppendUint64(nil, headHash(name, b)), b...)
+	return len(b), guest.Put(headKey, b)
+}
+
+// writer turns pages into groups.
+type writer struct {
+	bucket   *bbolt.Bucket
+	cursor   *bbolt.Cursor
+	head     *Head
+	pageSize int
+	written  int
+
+	index uint32 // of the group under way
+	mask  uint16
+	raw   []byte // its pages
+}
+
+func (w *writer) all(pages iter.Seq2[int, []byte]) error {
+	w.head.Groups, w.head.Sum = 0, 0
+	w.raw = make([]byte, 0, groupPages*w.pageSize)
+	stale := map[uint32]bool{}
+	for k, _ := w.cursor.First(); k != nil; k, _ = w.cursor.Next() {
+		if len(k) == 4 {
+			stale[binary.BigEndian.Uint32(k)] = true
+		}
+	}
+	for k, page := range pages {
+		if index := uint32(k / groupPages); index != w.index && w.mask != 0 {
+			if err := w.flush(stale); err != nil {
+				return err
+			}
+		}
+		w.index = uint32(k / groupPages)
+		w.mask |= 1 << (k % groupPages)
+		w.raw = append(w.raw, page...)
+	}
+	if w.mask != 0 {
+		if err := w.flush(stale); err != nil {
+			return err
+		}
+	}
+	for index := range stale {
+		if err := w.bucket.Delete(groupKey(index)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) flush(stale map[uint32]bool) error {
+	key := groupKey(w.index)
+	hash := groupHash(key, w.mask, w.raw)
+	w.head.Groups++
+	w.head.Sum += hash
+	delete(stale, w.index)
+	if have := w.bucket.Get(key); len(have) < hashSize || binary.LittleEndian.Uint64(have) != hash {
+		b := binary.LittleEndian.AppendUint64(nil, hash)
+		b = binary.LittleEndian.AppendUint16(b, w.mask)
+		b = append(b, s2.Encode(nil, w.raw)...)
+		if err := w.bucket.Put(key, b); err != nil {
+			return err
+		}
+		w.written += len(key) + len(b)
+	}
+	w.mask, w.raw = 0, w.raw[:0]
+	return nil
+}
+
+func groupKey(index uint32) []byte { return binary.BigEndian.AppendUint32(nil, index) }
+
+func groupHash(key []byte, mask uint16, raw []byte) uint64 {
+	h := xxhash.New()
+	h.Write(key)
+	h.Write([]byte{byte(mask), byte(mask >> 8)})
+	h.Write(raw)
+	return h.Sum64()
+}
+
+func headHash(name string, b []byte) uint64 {
+	h := xxhash.New()
+	h.WriteString(name)
+	h.Write([]byte{0})
+	h.Write(b)
+	return h.Sum64()
+}
+
+// Head returns a guest's snapshot without its pages; ErrNotFound or ErrDamaged
+// if there is none that can be used.
+func (s *Store) Head(name string) (head Head, err error) {
+	defer faultToError(&err)()
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		head, err = readHead(tx, name)
+		return err
+	})
+	return head, err
+}
+
+func readHead(tx *bbolt.Tx, name string) (Head, error) {
+	guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
+	if guest == nil {
+		return Head{}, fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	head, err := decodeHead(name, guest.Get(headKey))
+	if err != nil {
+		return Head{}, fmt.Errorf("%s: %w: %w", name, ErrDamaged, err)
+	}
+	return head, nil
+}
+
+func decodeHead(name string, b []byte) (Head, error) {
+	if len(b) < hashSize || binary.LittleEndian.Uint64(b) != headHash(name, b[hashSize:]) {
+		return Head{}, errors.New("wrong hash of the head")
+	}
+	var head Head
+	d := json.NewDecoder(bytes.NewReader(b[hashSize:]))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&head); err != nil {
+		return Head{}, fmt.Errorf("decoding the head: %w", err)
+	}
+	return head, nil
+}
+
+// Load calls page with each page of a guest's snapshot; b is valid during the
+// call. When it returns ErrDamaged, pages may already have been delivered.
+func (s *Store) Load(name string, page func(index int, b []byte) error) (head Head, err error) {
+	defer faultToError(&err)()
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		if head, err = readHead(tx, name); err != nil {
+			return err
+		}
+		pages := tx.Bucket(guestsBucket).Bucket([]byte(name)).Bucket(pagesBucket)
+		if pages == nil {
+			return fmt.Errorf("%s: %w: no pages", name, ErrDamaged)
+		}
+		groups, sum := 0, uint64(0)
+		raw := make([]byte, groupPages*s.pageSize)
+		err := pages.ForEach(func(k, v []byte) error {
+			index, mask, b, hash, err := decodeGroup(k, v, raw, s.pageSize)
+			if err != nil {
+				return fmt.Errorf("%s: %w: group %x: %w", name, ErrDamaged, k, err)
+			}
+			groups++
+			sum += hash
+			for n := range groupPages {
+				if mask&(1<<n) == 0 {
+					continue
+				}
+				if err := page(index*groupPages+n, b[:s.pageSize]); err != nil {
+					return err
+				}
+				b = b[s.pageSize:]
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if groups != head.Groups || sum != head.Sum {
+			return fmt.Errorf("%s: %w: %d groups of pages, should be %d", name, ErrDamaged, groups, head.Groups)
+		}
+		return nil
+	})
+	return head, err
+}
+
+// decodeGroup decodes one entry into raw.
+func decodeGroup(k, v, raw []byte, pageSize int) (index int, mask uint16, pages []byte, hash uint64, err error) {
+	if len(k) != 4 || len(v) < hashSize+maskSize {
+		return 0, 0, nil, 0, errors.New("too short")
+	}
+	hash = binary.LittleEndian.Uint64(v)
+	mask = binary.LittleEndian.Uint16(v[hashSize:])
+	want := 0
+	for n := range 16 {
+		if mask&(1<<n) == 0 {
+			continue
+		}
+		if n >= groupPages {
+			return 0, 0, nil, 0, errors.New("mask has too many bits")
+		}
+		want += pageSize
+	}
+	packed := v[hashSize+maskSize:]
+	if n, err := s2.DecodedLen(packed); err != nil || n != want {
+		return 0, 0, nil, 0, fmt.Errorf("unpacks to %d bytes, should be %d", n, want)
+	}
+	pages, err = s2.Decode(raw, packed)
+	if err != nil {
+		return 0, 0, nil, 0, err
+	}
+	if groupHash(k, mask, pages) != hash {
+		return 0, 0, nil, 0, errors.New("wrong hash")
+	}
+	return int(binary.BigEndian.Uint32(k)), mask, pages, hash, nil
+}
+
+// Drop removes a guest's snapshot, if it has one.
+func (s *Store) Drop(name string) (err error) {
+	defer faultToError(&err)()
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		guests := tx.Bucket(guestsBucket)
+		if guests.Bucket([]byte(name)) == nil {
+			return nil
+		}
+		return guests.DeleteBucket([]byte(name))
+	})
+	if err != nil {
+		return fmt.Errorf("dropping the snapshot of %s: %w", name, err)
+	}
+	return nil
+}
+
+// Size is how many bytes a guest's snapshot takes in the database, without
+// bbolt's own overhead; 0 if it has none or it cannot be read.
+func (s *Store) Size(name string) (size int64) {
+	var err error
+	defer faultToError(&err)()
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
+		if guest == nil {
+			return nil
+		}
+		size = int64(len(guest.Get(headKey)))
+		if pages := guest.Bucket(pagesBucket); pages != nil {
+			st := pages.Stats()
+			size += int64(st.LeafInuse)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0
+	}
+	return size
+}
+
+// Names lists the guests that have a snapshot.
+func (s *Store) Names() (names []string, err error) {
+	defer faultToError(&err)()
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(guestsBucket).ForEachBucket(func(k []byte) error {
+			names = append(names, string(k))
+			return nil
+		})
+	})
+	return names, err
+}
+
+func putClock(tx *bbolt.Tx, c Clock) error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(metaBucket).Put(clockKey, b)
+}
+
+// Clock is what the last Save recorded; the zero Clock if there was none or it
+// cannot be read.
+func (s *Store) Clock() (c Clock) {
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		return json.Unmarshal(tx.Bucket(metaBucket).Get(clockKey), &c)
+	})
+	if err != nil {
+		return Clock{}
+	}
+	return c
+}
