@@ -53,11 +53,14 @@ images: build/images/pause.tar.gz
 build/images/pause.tar.gz: $(wildcard packaging/images/*.go packaging/images/*/*) | deps
 	go run ./packaging/images -o build/images
 
+# make run starts a node with bin/dormouse-node; use it from another terminal too.
 run: build images
-	go run ./tests/run
+	go build -o $(DESTDIR)/dormouse-node ./tests/node/cmd/dormouse-node
+	$(DESTDIR)/dormouse-node run -binary $(DESTDIR)/dormouse -images build/images
 
 ## Checks
 
+MODULE := github.com/dormouse-k8s/dormouse
 # The race detector is for packages that do not bring Kubernetes or containerd along.
 HEAVY := k8s\.io/|github\.com/containerd/containerd/v2
 test: build images
@@ -69,8 +72,6 @@ test: build images
 	go test -race $$(list 0); \
 	go test $$(list 1); \
 	go test -count=1 -p=1 -timeout=60m ./tests/...
-
-MODULE := github.com/dormouse-k8s/dormouse
 
 lint:
 	@if [ -n "$$(gofmt -l $$(git ls-files '*.go'))" ]; then gofmt -d $$(git ls-files '*.go'); exit 1; fi

@@ -93,10 +93,16 @@ func (c Config) withDefaults() Config {
 
 func (c Config) dir(elem ...string) string { return paths.Data(c.DataDir).Agent(elem...) }
 
+// BinDir returns where Run puts the links to the container runtime. It must come
+// first in the PATH of a process that calls Run: containerd searches it there,
+// and finds the pods of an earlier run only with it.
+func BinDir(dataDir string) string { return paths.Data(dataDir).Agent("bin") }
+
 // Run runs a node until ctx is done, and returns nil then. The pods go on
 // running after that and are taken over by the next Run. An error means that a
 // part of the node could not start or has failed. Run can be called once in a
-// process: containerd and the kubelet keep global state. Call Check before.
+// process, and the process has to end after it: containerd, the kubelet and
+// kube-proxy go on until then. Call Check before, and see BinDir.
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
 	facts, err := host.Detect()
@@ -108,7 +114,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("create the node's directories: %w", err)
 		}
 	}
-	binDir := cfg.dir("bin")
+	binDir := BinDir(cfg.DataDir)
 	if err := linkPrograms(binDir, cfg.RuntimeBinary, containerd.Programs); err != nil {
 		return err
 	}
@@ -158,6 +164,9 @@ func Run(ctx context.Context, cfg Config) error {
 		ClusterDomain:    cfg.ClusterDomain,
 		LowerOOMScore:    facts.SysResource,
 		Args:             cfg.KubeletArgs,
+	}
+	if !facts.SysResource {
+		kbl.MaxOpenFiles = int64(min(facts.OpenFiles, 1_000_000))
 	}
 	prx := proxy.Config{
 		Kubeconfig:      cfg.KubeProxyKubeconfig,

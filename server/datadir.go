@@ -42,24 +42,24 @@ func checkVersion(data paths.Data) error {
 		fields[key] = value
 	}
 	if f := fields["format"]; f != dataFormat {
-		return fmt.Errorf("%w: %s has format %q, this is Dormouse %s, which knows format %q; run the version that wrote it or restore a backup", ErrDataDir, data, f, version.Version, dataFormat)
+		return fmt.Errorf("%w: %s has format %q, this is Dormouse %s, which knows format %q; run the version that wrote it or restore a backup", ErrDataDir, data, f, version.Get(), dataFormat)
 	}
 	wrote, err := utilversion.ParseSemantic(fields["version"])
 	if err != nil {
 		return fmt.Errorf("%w: %s is damaged: %w", ErrDataDir, data.Version(), err)
 	}
-	own, err := utilversion.ParseSemantic(version.Version)
+	own, err := utilversion.ParseSemantic(version.Get())
 	if err != nil {
 		return fmt.Errorf("parsing our own version: %w", err)
 	}
 	if wrote.Major() > own.Major() || wrote.Major() == own.Major() && wrote.Minor() > own.Minor() {
-		return fmt.Errorf("%w: %s was written by Dormouse %s, this is %s and going back a minor version is not possible; run that version or restore a backup", ErrDataDir, data, fields["version"], version.Version)
+		return fmt.Errorf("%w: %s was written by Dormouse %s, this is %s and going back a minor version is not possible; run that version or restore a backup", ErrDataDir, data, fields["version"], version.Get())
 	}
 	return nil
 }
 
 func writeVersion(data paths.Data) error {
-	return paths.Write(data.Version(), []byte("format "+dataFormat+"\nversion "+version.Version+"\n"), paths.ModePrivateFile)
+	return paths.Write(data.Version(), []byte("format "+dataFormat+"\nversion "+version.Get()+"\n"), paths.ModePrivateFile)
 }
 
 // lock keeps every other server off the directory until the returned file is closed, or this process ends.

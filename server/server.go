@@ -18,6 +18,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/rest"
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/component-base/metrics/legacyregistry"
 
@@ -26,10 +28,12 @@ import (
 	"github.com/dormouse-k8s/dormouse/internal/paths"
 	"github.com/dormouse-k8s/dormouse/internal/service"
 	"github.com/dormouse-k8s/dormouse/internal/version"
+	"github.com/dormouse-k8s/dormouse/manifests"
 	"github.com/dormouse-k8s/dormouse/server/apiserver"
 	"github.com/dormouse-k8s/dormouse/server/apiserver/inprocess"
 	"github.com/dormouse-k8s/dormouse/server/controllers"
 	"github.com/dormouse-k8s/dormouse/server/datastore"
+	"github.com/dormouse-k8s/dormouse/server/deploy"
 	"github.com/dormouse-k8s/dormouse/server/pki"
 	"github.com/dormouse-k8s/dormouse/server/scheduler"
 	"github.com/dormouse-k8s/dormouse/server/token"
@@ -68,6 +72,8 @@ type Config struct {
 type Plane interface {
 	// Controllers are the upstream names of the controllers it runs. They are not started natively.
 	Controllers() []string
+	// Grants are what they may read beyond upstream's roles. They are in force when Run is called.
+	Grants() []Grant
 	// Run runs them until ctx is done. The API server behind host is ready.
 	Run(ctx context.Context, host Host, ready func()) error
 	// The Plane's own requests, under PlanePath, for members of system:masters.
@@ -263,6 +269,7 @@ func (s *server) writeCredentials() error {
 const (
 	datastoreService   = "datastore"
 	apiService         = "apiserver"
+	manifestsService   = "manifests"
 	schedulerService   = "scheduler"
 	controllersService = "controllers"
 	planeService       = "plane"
@@ -274,9 +281,13 @@ func (s *server) services(listener net.Listener) []service.Service {
 		{Name: datastoreService, Run: s.store.Serve},
 		{Name: apiService, Needs: []string{datastoreService}, Run: func(ctx context.Context, ready func()) error {
 			return s.api.Run(ctx, listener, func() {
-				logrus.Infof("API server is running at %s (Kubernetes %s)", s.cfg.URL(), version.Version)
+				logrus.Infof("API server is running at %s (Kubernetes %s)", s.cfg.URL(), version.Get())
 				ready()
 			})
+		}},
+		{Name: manifestsService, Needs: []string{apiService}, Run: func(ctx context.Context, ready func()) error {
+			client := &rest.Config{Host: inprocess.Host, Transport: s.api.Transport(inprocess.User("system:admin", user.SystemPrivilegedGroup))}
+			return deploy.Run(ctx, deploy.Config{Client: client, Embedded: manifests.FS, Dir: s.data.Manifests()}, ready)
 		}},
 		{Name: schedulerService, Needs: []string{apiService}, Run: func(ctx context.Context, ready func()) error {
 			return s.scheduler.Run(ctx, s.api.Transport, ready)
@@ -285,11 +296,14 @@ func (s *server) services(listener net.Listener) []service.Service {
 			return s.controllers.Run(ctx, s.api.Transport, ready)
 		}},
 	}
-	everything := []string{datastoreService, apiService, schedulerService, controllersService}
+	everything := []string{datastoreService, apiService, manifestsService, schedulerService, controllersService}
 	if plane := s.cfg.Plane; plane != nil {
 		s.api.Handle(PlanePath, plane)
 		legacyregistry.RawMustRegister(plane)
-		services = append(services, service.Service{Name: planeService, Needs: []string{apiService}, Run: func(ctx context.Context, ready func()) error {
+		services = append(services, service.Service{Name: planeService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
+			if err := s.applyGrants(ctx, plane.Grants()); err != nil {
+				return err
+			}
 			return plane.Run(ctx, s.host(), ready)
 		}})
 		everything = append(everything, planeService)

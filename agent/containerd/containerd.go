@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins" // registers containerd's plugins
@@ -26,15 +27,25 @@ import (
 var Programs = []string{"containerd-shim-runc-v2", "runc", "bridge", "host-local", "loopback", "firewall", "portmap"}
 
 // Run writes the configuration, starts containerd, calls ready once it answers,
-// and returns after ctx is done and it has let go of its files. Containers are
-// not touched. It can run only once at a time in a process: containerd keeps
-// global state.
+// and returns when ctx is done. Run can be called once in a process: containerd
+// keeps global state. It also goes on serving until the process ends, because
+// so does the kubelet, which would report a node without a runtime as broken.
+// Nothing is lost by that: what containerd remembers is in committed
+// transactions, and containers are the shims' business.
+//
+// The directory Config.BinDir must come first in the process's PATH: containerd
+// looks there for the shims of the containers that it finds running, and kills
+// those it finds no shim for.
 func Run(ctx context.Context, cfg Config, ready func()) error {
+	if err := cfg.checkPath(); err != nil {
+		return err
+	}
 	if err := cfg.write(); err != nil {
 		return err
 	}
-	// containerd reports each of its fifty plugins at info level. Those lines
-	// are for people who debug it.
+	// containerd reports each of its fifty plugins at info level, and what its
+	// optional ones miss on this machine as warnings. Those lines are for people
+	// who debug it.
 	log.L = logrus.NewEntry(cfg.logger()).WithField("component", "containerd")
 	ctx = log.WithLogger(ctx, log.L)
 
@@ -53,12 +64,12 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		log.G(ctx).Warnf("clean up temporary mounts: %v %v", err, warnings)
 	}
 
-	srv, err := server.New(ctx, config)
+	alive := context.WithoutCancel(ctx)
+	srv, err := server.New(alive, config)
 	if err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
-	defer srv.Stop()
-	if err := srv.Start(ctx); err != nil {
+	if err := srv.Start(alive); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
 	booted := make(chan struct{})
@@ -88,6 +99,17 @@ func DetectSnapshotter(root string) (string, error) {
 	return "overlayfs", nil
 }
 
+// checkPath makes sure that containerd will find the container runtime.
+func (c Config) checkPath() error {
+	for _, name := range Programs[:2] {
+		want := filepath.Join(c.BinDir, name)
+		if got, err := exec.LookPath(name); err != nil || got != want {
+			return fmt.Errorf("start containerd: PATH leads to %q instead of %s", got, want)
+		}
+	}
+	return nil
+}
+
 // write creates the directories and the configuration file.
 func (c Config) write() error {
 	content, err := c.render()
@@ -108,5 +130,5 @@ func (c Config) logger() *logrus.Logger {
 	if c.Debug {
 		return std
 	}
-	return &logrus.Logger{Out: std.Out, Hooks: std.Hooks, Formatter: std.Formatter, ExitFunc: std.ExitFunc, Level: logrus.WarnLevel}
+	return &logrus.Logger{Out: std.Out, Hooks: std.Hooks, Formatter: std.Formatter, ExitFunc: std.ExitFunc, Level: logrus.ErrorLevel}
 }

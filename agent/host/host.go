@@ -22,6 +22,9 @@ type Facts struct {
 	// resource limits (CAP_SYS_RESOURCE). Some containers and sandboxes with a
 	// root user do not have it.
 	SysResource bool
+	// OpenFiles is how many files a process may have open at most, unless
+	// SysResource lets it raise that.
+	OpenFiles uint64
 	// GlobalConntrack says whether the size of the connection tracking table
 	// may be set. It cannot in a network namespace of its own.
 	GlobalConntrack bool
@@ -46,6 +49,11 @@ func Detect() (Facts, error) {
 	if f.SysResource, err = hasCapability(unix.CAP_SYS_RESOURCE); err != nil {
 		return f, err
 	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return f, fmt.Errorf("read the limit of open files: %w", err)
+	}
+	f.OpenFiles = limit.Max
 	f.GlobalConntrack = unix.Access("/proc/sys/net/netfilter/nf_conntrack_max", unix.W_OK) == nil
 	return f, nil
 }

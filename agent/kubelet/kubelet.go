@@ -3,6 +3,7 @@ package kubelet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -52,6 +53,9 @@ type Config struct {
 	// LowerOOMScore lets the kubelet protect this process from the kernel's OOM
 	// killer, which needs CAP_SYS_RESOURCE.
 	LowerOOMScore bool
+	// MaxOpenFiles is the limit the kubelet sets for this process. 0: upstream's
+	// default, a million.
+	MaxOpenFiles int64
 	// Args are flags from the user, without the leading dashes; they win.
 	Args []string
 }
@@ -59,8 +63,9 @@ type Config struct {
 // oomScore is upstream's score for kubelets: almost never killed.
 const oomScore = -999
 
-// Run runs a kubelet until ctx is done. Pods go on running after that. Some of
-// the kubelet's goroutines do too: upstream ends them with the process. Run can
+// Run runs a kubelet and returns when ctx is done. The kubelet itself ends with
+// the process, as upstream has it: it cannot be stopped by parts without
+// reporting the node as broken meanwhile. Pods go on running after that. Run can
 // be called once in a process.
 func Run(ctx context.Context, cfg Config) error {
 	content, err := cfg.render()
@@ -83,13 +88,17 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	// Not the kubelet command: that one installs a signal handler and sets up
 	// logging, both of which belong to the process.
-	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {
-		return err
+	failed := make(chan error, 1)
+	go func() { failed <- app.Run(context.WithoutCancel(ctx), server, deps, utilfeature.DefaultFeatureGate) }()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		if err == nil {
+			err = errors.New("it ended by itself")
+		}
+		return fmt.Errorf("kubelet: %w", err)
 	}
-	if ctx.Err() == nil {
-		return fmt.Errorf("the kubelet ended by itself")
-	}
-	return nil
 }
 
 // CheckArgs reports whether args are flags that the kubelet knows.
@@ -184,6 +193,7 @@ func (c Config) render() ([]byte, error) {
 		SerializeImagePulls:      ptr.To(false),
 		// kube-proxy and the CNI plugins use nftables; there may be no iptables.
 		MakeIPTablesUtilChains: ptr.To(false),
+		MaxOpenFiles:           c.MaxOpenFiles,
 		OOMScoreAdj:            ptr.To[int32](0),
 		// Small disks: what upstream keeps free (10 and 15 %) is a lot of an SD card.
 		EvictionHard: map[string]string{

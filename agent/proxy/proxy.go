@@ -56,8 +56,9 @@ func (c Config) flags() []string {
 	return flags
 }
 
-// Run runs kube-proxy until ctx is done. Its rules stay: Services keep working
-// while the process restarts. Run can be called once in a process.
+// Run runs kube-proxy and returns when ctx is done. kube-proxy itself ends with
+// the process. Its rules stay: Services keep working while the process restarts.
+// Run can be called once in a process.
 func Run(ctx context.Context, cfg Config) error {
 	opts, fs, err := parse(cfg.flags())
 	if err != nil {
@@ -69,16 +70,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := opts.Validate(); err != nil {
 		return fmt.Errorf("kube-proxy arguments: %w", err)
 	}
-	// kube-proxy does not return when its context is done.
 	failed := make(chan error, 1)
-	go func() { failed <- opts.Run(ctx) }()
+	go func() { failed <- opts.Run(context.WithoutCancel(ctx)) }()
 	select {
 	case <-ctx.Done():
 		return nil
 	case err := <-failed:
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err == nil {
 			err = errors.New("it ended by itself")
 		}

@@ -55,6 +55,9 @@ func (d Data) Database() string { return d.join("server", "db", "state.db") }
 // DatabaseSocket is where the API server reaches the database.
 func (d Data) DatabaseSocket() string { return d.join("server", "db", "kine.sock") }
 
+// Manifests is the directory of what an administrator wants applied to the cluster.
+func (d Data) Manifests() string { return d.join("server", "manifests") }
+
 // WasmSnapshots is the bbolt file with the sleeping controllers.
 func (d Data) WasmSnapshots() string { return d.join("server", "wasm", "snapshots.db") }
 

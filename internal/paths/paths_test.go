@@ -20,6 +20,7 @@ func TestNames(t *testing.T) {
 		d.TLS():                  "/var/lib/dormouse/server/tls",
 		d.TLS("server-ca.crt"):   "/var/lib/dormouse/server/tls/server-ca.crt",
 		d.Database():             "/var/lib/dormouse/server/db/state.db",
+		d.Manifests():            "/var/lib/dormouse/server/manifests",
 		d.WasmSnapshots():        "/var/lib/dormouse/server/wasm/snapshots.db",
 		d.Agent("images"):        "/var/lib/dormouse/agent/images",
 		d.Agent("pod-manifests"): "/var/lib/dormouse/agent/pod-manifests",

@@ -1,9 +1,25 @@
-// Package version says which Dormouse this is. The build sets it with
-// -ldflags "-X github.com/dormouse-k8s/dormouse/internal/version.Version=v1.37.2+dormouse1".
+// Package version says which Dormouse this is.
 package version
 
-// Version is the Kubernetes version with the Dormouse revision after the plus sign.
-var Version = "v1.37.2+dormouse.dev"
+import (
+	"strings"
 
-// Commit is the commit it was built from, or "".
-var Commit = ""
+	"k8s.io/component-base/version"
+)
+
+// Get returns the version that the build stamped into Kubernetes' own code, which has Dormouse's revision
+// after the plus sign: v1.37.2+dormouse1.
+func Get() string {
+	if v := version.Get().GitVersion; !strings.Contains(v, "$Format") {
+		return v
+	}
+	return "v1.37.2+dormouse.unstamped"
+}
+
+// Commit returns the commit it was built from, or "".
+func Commit() string {
+	if c := version.Get().GitCommit; !strings.HasPrefix(c, "$Format") {
+		return c
+	}
+	return ""
+}

@@ -22,6 +22,7 @@ const (
 	roleVar    = "DORMOUSE_TEST_NODE_ROLE"
 	nameVar    = "DORMOUSE_TEST_NODE_NAME"
 	dirVar     = "DORMOUSE_TEST_NODE_DIR"
+	binaryVar  = "DORMOUSE_TEST_NODE_BINARY"
 	roleKeeper = "keeper"
 	roleInit   = "init"
 )
@@ -51,7 +52,7 @@ func keep() int {
 	} else {
 		r.Init = k.init.Process.Pid
 		// For those who want to enter the node from another process.
-		err = writeState(k.dir, state{Keeper: os.Getpid(), Init: r.Init, IP: ip})
+		err = writeState(k.dir, state{Init: r.Init, Binary: os.Getenv(binaryVar)})
 	}
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(r)
@@ -205,9 +206,8 @@ func (k *keeper) remove() error {
 
 // state is kept in the node's directory while the node exists.
 type state struct {
-	Keeper int    `json:"keeper"`
 	Init   int    `json:"init"`
-	IP     net.IP `json:"ip"`
+	Binary string `json:"binary"`
 }
 
 func writeState(dir string, s state) error {
@@ -219,7 +219,8 @@ func writeState(dir string, s state) error {
 }
 
 // Enter returns a command that runs a program inside the running node with the
-// given directory, started by whatever process.
+// given directory, started by whatever process. An empty name stands for the
+// node's dormouse.
 func Enter(dir, name string, args ...string) (*exec.Cmd, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "node.json"))
 	if err != nil {
@@ -228,6 +229,9 @@ func Enter(dir, name string, args ...string) (*exec.Cmd, error) {
 	var s state
 	if err := json.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("find the node: %s: %w", dir, err)
+	}
+	if name == "" {
+		name = s.Binary
 	}
 	return enter(s.Init, nil, name, args...), nil
 }

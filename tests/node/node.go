@@ -101,6 +101,14 @@ func Start(ctx context.Context, config Config) (_ *Node, err error) {
 	if config.Name == "" {
 		config.Name = "dormouse"
 	}
+	if config.Binary != "" {
+		if config.Binary, err = filepath.Abs(config.Binary); err != nil {
+			return nil, err
+		}
+		if _, err := os.Stat(config.Binary); err != nil {
+			return nil, fmt.Errorf("start node: %w", err)
+		}
+	}
 	dir, err := os.MkdirTemp("", dirPrefix)
 	if err != nil {
 		return nil, err
@@ -136,7 +144,7 @@ func (n *Node) startKeeper() error {
 		return err
 	}
 	n.keeper = exec.Command("/proc/self/exe")
-	n.keeper.Env = append(os.Environ(), roleVar+"="+roleKeeper, nameVar+"="+n.config.Name, dirVar+"="+n.Dir)
+	n.keeper.Env = append(os.Environ(), roleVar+"="+roleKeeper, nameVar+"="+n.config.Name, dirVar+"="+n.Dir, binaryVar+"="+n.config.Binary)
 	n.keeper.Stdin = stdin
 	n.keeper.Stderr = os.Stderr
 	// Ctrl-C is for the test. The keeper ends when the test has.
@@ -242,6 +250,12 @@ func (n *Node) StartServer(ctx context.Context) error {
 	if err := n.LaunchServer(); err != nil {
 		return err
 	}
+	return n.AwaitServer(ctx)
+}
+
+// AwaitServer waits until the server that LaunchServer started is ready, and
+// fails as StartServer does.
+func (n *Node) AwaitServer(ctx context.Context) error {
 	s := n.server
 	select {
 	case <-s.ready:
@@ -264,13 +278,9 @@ func (n *Node) LaunchServer() error {
 		return err
 	}
 	defer log.Close()
-	binary, err := filepath.Abs(n.config.Binary)
-	if err != nil {
-		return err
-	}
 	n.drainNotify()
 	cmd := enter(n.init, append([]string{"NOTIFY_SOCKET=" + n.notify.LocalAddr().String()}, n.config.Env...),
-		binary, append([]string{"server"}, n.config.Args...)...)
+		n.config.Binary, append([]string{"server"}, n.config.Args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -278,13 +288,19 @@ func (n *Node) LaunchServer() error {
 	}
 	s := &serverProcess{nsenter: cmd, ready: make(chan struct{}), done: make(chan struct{})}
 	n.server = s
+	listened := make(chan struct{})
+	go func() {
+		n.awaitReady(s)
+		close(listened)
+	}()
 	go func() {
 		s.err = cmd.Wait()
-		close(s.done)
-		// Ends awaitReady, if it still waits.
+		// Ends awaitReady, if it still waits, before another server starts: the
+		// socket is the same.
 		_ = n.notify.SetReadDeadline(time.Now())
+		<-listened
+		close(s.done)
 	}()
-	go n.awaitReady(s)
 	return nil
 }
 
@@ -353,16 +369,8 @@ func (n *Node) signalServer(sig syscall.Signal) error {
 		return errors.New("the server does not run")
 	}
 	s := n.server
-	select {
-	case <-s.done:
-	default:
-		pid, err := n.ServerPID()
-		if err != nil {
-			return err
-		}
-		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return err
-		}
+	if err := n.kill(s, sig); err != nil {
+		return err
 	}
 	timer := time.NewTimer(stopTimeout)
 	defer timer.Stop()
@@ -372,6 +380,31 @@ func (n *Node) signalServer(sig syscall.Signal) error {
 		return s.err
 	case <-timer.C:
 		return fmt.Errorf("the server runs %v after %v", stopTimeout, sig)
+	}
+}
+
+// kill sends a signal to a server that may have been launched so lately that
+// nsenter has no child yet, or may have ended.
+func (n *Node) kill(s *serverProcess, sig syscall.Signal) error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	for {
+		pid, err := n.ServerPID()
+		if err == nil {
+			if err = syscall.Kill(pid, sig); errors.Is(err, syscall.ESRCH) {
+				return nil
+			}
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-s.done:
+			return nil
+		case <-timer.C:
+			return err
+		}
 	}
 }
 

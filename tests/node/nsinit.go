@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -58,7 +59,7 @@ func prepare(name, dir string) error {
 	if err := mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
-	for _, d := range []string{"lib", "log", "etc", "etc-work", "sysctl"} {
+	for _, d := range []string{"lib", "log", "sysctl"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
@@ -73,11 +74,13 @@ func prepare(name, dir string) error {
 		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
 		{filepath.Join(dir, "lib"), "/var/lib", "", unix.MS_BIND, ""},
 		{filepath.Join(dir, "log"), "/var/log", "", unix.MS_BIND, ""},
-		{"overlay", "/etc", "overlay", 0, fmt.Sprintf("lowerdir=/etc,upperdir=%s/etc,workdir=%s/etc-work", dir, dir)},
 	} {
 		if err := mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
 			return err
 		}
+	}
+	if err := coverEtc(name); err != nil {
+		return err
 	}
 	if err := mountCgroups(cgroups); err != nil {
 		return err
@@ -87,6 +90,33 @@ func prepare(name, dir string) error {
 	}
 	// What a container mounts for others must reach the node and other pods.
 	return mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
+}
+
+// coverEtc lets the node see the machine's /etc and write to a layer of its own.
+// The layer lies on tmpfs, where it works whatever the machine's file system is.
+func coverEtc(name string) error {
+	const upper, work = "/run/etc/upper", "/run/etc/work"
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+upper+",workdir="+work); err != nil {
+		return err
+	}
+	// The machine's name servers cannot be reached from here.
+	for file, content := range map[string]string{
+		"/etc/resolv.conf": "# This node has no name server.\n",
+		"/etc/hosts":       "127.0.0.1 localhost " + name + "\n::1 localhost\n",
+	} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func mount(source, target, fstype string, flags uintptr, data string) error {

@@ -51,11 +51,12 @@ type Declaration struct {
 }
 
 // Heartbeat makes the slack of timers conditional: it holds while every object
-// of Resource changes at least once in Within. As soon as one falls silent,
-// timers fire on time.
+// of Resource in Namespace changes at least once in Within. As soon as one falls
+// silent, timers fire on time.
 type Heartbeat struct {
-	Resource string
-	Within   time.Duration
+	Resource  string
+	Namespace string // "" stands for all
+	Within    time.Duration
 }
 
 const (

@@ -32,7 +32,7 @@ var nodeLifecycle = Declaration{
 	// It looks at all nodes each 5 seconds, for those that have not renewed their
 	// lease for 50 seconds. There is nothing to see while all leases are fresh.
 	TimerSlack:  time.Hour,
-	Heartbeat:   Heartbeat{Resource: "leases.coordination.k8s.io", Within: 40 * time.Second},
+	Heartbeat:   Heartbeat{Resource: "leases.coordination.k8s.io", Namespace: "kube-node-lease", Within: 40 * time.Second},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
@@ -134,11 +135,7 @@ func (t *table) deliver(h abi.FrameHeader, r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		select {
-		case x.head <- head:
-		default:
-			return fmt.Errorf("a second head for exchange %d", h.Stream)
-		}
+		return x.begin(head)
 	case abi.FrameEnd:
 		x.end(io.EOF, false)
 	case abi.FrameFail:
@@ -147,6 +144,21 @@ func (t *table) deliver(h abi.FrameHeader, r io.Reader) error {
 		return fmt.Errorf("a %s frame for exchange %d", h.Kind, h.Stream)
 	}
 	return nil
+}
+
+// begin hands over the head.
+func (x *exchange) begin(head *abi.Head) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.err != nil {
+		return nil // over since it was looked up; x.head is closed
+	}
+	select {
+	case x.head <- head:
+		return nil
+	default:
+		return fmt.Errorf("a second head for exchange %d", x.stream)
+	}
 }
 
 // fill appends n bytes from r to the body. Only the pump calls it, and the
@@ -160,12 +172,7 @@ func (x *exchange) fill(n int, r io.Reader) error {
 		return err
 	}
 	have := len(x.buf)
-	if cap(x.buf)-have < n {
-		grown := make([]byte, have, have+n)
-		copy(grown, x.buf)
-		x.buf = grown
-	}
-	x.buf = x.buf[:have+n]
+	x.buf = slices.Grow(x.buf, n)[:have+n]
 	if _, err := io.ReadFull(r, x.buf[have:]); err != nil {
 		x.buf = x.buf[:have]
 		return err
@@ -183,9 +190,9 @@ func (x *exchange) end(reason error, tell bool) {
 		x.table.cancel(x.stream)
 	}
 	x.mu.Lock()
+	defer x.mu.Unlock()
 	x.err = reason
 	x.more.Broadcast()
-	x.mu.Unlock()
 	close(x.head)
 }
 

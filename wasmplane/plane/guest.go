@@ -55,10 +55,6 @@ const (
 	farFuture = 365 * 24 * time.Hour
 )
 
-// unseen stands among the heartbeats for the objects whose events a resumed guest
-// has not seen yet: after a restart some may have fallen silent.
-const unseen = ""
-
 // Commands from outside.
 const (
 	commandWake  = "wake"
@@ -102,11 +98,12 @@ type guest struct {
 	exchanges  map[uint32]*exchange
 	underWay   int                  // exchanges that will answer soon
 	cause      cause                // of the next wake
-	heartbeats map[string]time.Time // last event, by UID, of the declared heartbeat; see unseen
+	heartbeats map[string]time.Time // last event, by UID, of the declared heartbeat
 	nextTimer  time.Duration        // less than 0: none
 	warmSince  time.Time
 	marked     bool // the snapshot is behind the cluster
 	stats      Detail
+	stopping   bool            // the plane ends: park as soon as idle
 	base       context.Context // of all exchanges
 	cancel     context.CancelFunc
 	streams    sync.WaitGroup // goroutines of exchanges
@@ -163,6 +160,7 @@ func (g *guest) prepare(host Host) error {
 
 // loop owns the guest's memory until ctx is done.
 func (g *guest) loop(ctx context.Context) {
+	defer context.AfterFunc(ctx, g.stop)()
 	if g.resume() {
 		g.openStreams()
 	} else {
@@ -192,6 +190,14 @@ func (g *guest) loop(ctx context.Context) {
 			c.done <- g.obey(c.verb)
 		}
 	}
+}
+
+// stop has the guest leave at its next chance: one with a timer every millisecond
+// would otherwise never be parked.
+func (g *guest) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopping = true
 }
 
 func (g *guest) runForEvents() {
@@ -273,7 +279,6 @@ func (g *guest) noteHeartbeat(x *exchange, ev event) {
 	if g.Heartbeat.Resource == "" || x.resource != g.Heartbeat.Resource || ev.UID == "" {
 		return
 	}
-	delete(g.heartbeats, unseen)
 	if ev.kind() == controllers.Deleted {
 		delete(g.heartbeats, ev.UID)
 		return
@@ -375,7 +380,9 @@ func (g *guest) adopt(head snapshot.Head) error {
 		g.exchanges[x.id] = x
 	}
 	g.state, g.nextTimer = Asleep, head.NextTimer
-	g.heartbeats[unseen] = time.Now()
+	for _, uid := range head.Heartbeats {
+		g.heartbeats[uid] = time.Now() // it may have fallen silent since; that will show
+	}
 	g.stats.SnapshotBytes = g.plane.store.Size(g.Name)
 	return nil
 }
@@ -415,7 +422,7 @@ func (g *guest) close(x *exchange) {
 	}
 	x.closed = true
 	if !x.settled {
-		g.underWay--
+		g.answered()
 	}
 	x.cancel()
 	delete(g.exchanges, x.id)
@@ -427,7 +434,14 @@ func (g *guest) settle(x *exchange) {
 	defer g.mu.Unlock()
 	if !x.closed && !x.settled {
 		x.settled = true
-		g.underWay--
+		g.answered()
+	}
+}
+
+// answered notes that one exchange less is under way; guest.mu is held.
+func (g *guest) answered() {
+	if g.underWay--; g.underWay == 0 {
+		poke(g.notify) // the guest may be put to sleep now
 	}
 }
 
@@ -506,6 +520,8 @@ func (g *guest) Linger(next time.Duration) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
+	case g.stopping:
+		return 0
 	case g.underWay > 0:
 		return lingerForResponse
 	case next >= 0 && next <= lingerForTimer:
@@ -565,9 +581,6 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 	}
 	g.mu.Lock()
 	g.flushWaiting()
-	if class == reasonTimer {
-		delete(g.heartbeats, unseen)
-	}
 	g.cause = cause{}
 	g.state = Awake
 	g.stats.Runs++
@@ -756,6 +769,7 @@ func (g *guest) sleep() error {
 	g.stats.SnapshotAt = &now
 	g.mu.Unlock()
 	g.log.WithFields(logrus.Fields{"written": written, "took": time.Since(began).Round(10 * time.Microsecond)}).Debug("asleep")
+	g.plane.enforceBudget() // one may not have been enough
 	return nil
 }
 
@@ -775,6 +789,7 @@ func (g *guest) head() (snapshot.Head, error) {
 // fillStreams describes the open watches; guest.mu is held.
 func (g *guest) fillStreams(head *snapshot.Head) {
 	head.Streams, head.Revision = nil, 0
+	head.Heartbeats = slices.Sorted(maps.Keys(g.heartbeats))
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		x := g.exchanges[id]
 		head.Streams = append(head.Streams, x.snapshotStream())
@@ -876,7 +891,7 @@ func (g *guest) shutdown() {
 func (g *guest) saveStreams(now snapshot.Head) {
 	head, err := g.plane.store.Head(g.Name)
 	if err == nil {
-		head.Streams, head.Revision = now.Streams, now.Revision
+		head.Streams, head.Revision, head.Heartbeats = now.Streams, now.Revision, now.Heartbeats
 		err = g.plane.store.SaveHead(g.Name, head, g.plane.clock.saved())
 	}
 	if err != nil {

@@ -56,15 +56,16 @@ type exchange struct {
 	closed    bool   // nothing more is delivered
 	seen      string // resourceVersion up to which the host has seen events
 	delivered string // resourceVersion up to which the guest was given them
+	members   members
 	waiting   []waitingEvent
 }
 
 // waitingEvent is an event that does not wake the guest.
 type waitingEvent struct {
-	uid      string
-	raw      []byte
-	revision string
-	since    time.Time
+	event // the latest of its object
+	raw   []byte
+	joins int // of all events that it stands for
+	since time.Time
 }
 
 // newExchange checks a guest's request.
@@ -82,7 +83,12 @@ func (g *guest) newExchange(r *abi.Request) (*exchange, error) {
 			header[name] = slices.Clone(vs)
 		}
 	}
-	watch, _ := strconv.ParseBool(u.Query().Get("watch"))
+	query := u.Query()
+	watch, _ := strconv.ParseBool(query.Get("watch"))
+	from := ""
+	if query.Get("sendInitialEvents") != "true" {
+		from = query.Get("resourceVersion")
+	}
 	return &exchange{
 		guest:    g,
 		id:       r.Stream,
@@ -92,6 +98,9 @@ func (g *guest) newExchange(r *abi.Request) (*exchange, error) {
 		body:     r.Body,
 		watch:    watch && r.Method == http.MethodGet,
 		resource: resourceOf(u.Path),
+
+		seen:      from,
+		delivered: from,
 	}, nil
 }
 
@@ -113,13 +122,17 @@ func (g *guest) resumeExchange(s snapshot.Stream) (*exchange, error) {
 		return nil, err
 	}
 	x.settled, x.seen, x.delivered = true, s.Revision, s.Revision
+	x.members = members{known: s.MembersKnown, sum: s.Members}
 	return x, nil
 }
 
 // snapshotStream is what is kept of a watch while its guest sleeps; guest.mu is
 // held.
 func (x *exchange) snapshotStream() snapshot.Stream {
-	return snapshot.Stream{ID: x.id, URL: x.url.RequestURI(), Header: x.header, Revision: x.delivered}
+	return snapshot.Stream{
+		ID: x.id, URL: x.url.RequestURI(), Header: x.header,
+		Revision: x.delivered, MembersKnown: x.members.known, Members: x.members.sum,
+	}
 }
 
 // run does the exchange and delivers the response.
@@ -222,6 +235,9 @@ func (x *exchange) push(kind abi.Kind, payload []byte, reason string) error {
 	g.flushWaiting()
 	g.noteCause(reason)
 	g.mailbox.Push(kind, x.id, payload)
+	if kind == abi.FrameEnd || kind == abi.FrameFail {
+		g.close(x) // at once: a snapshot must not have a watch that its guest knows to be over
+	}
 	return nil
 }
 
@@ -232,10 +248,12 @@ func (x *exchange) runWatch(ctx context.Context) error {
 	g := x.guest
 	query := x.url.Query()
 	g.mu.Lock()
-	resumed := x.settled
+	began := x.settled // it was resumed
+	initial := !began && query.Get("sendInitialEvents") == "true"
+	if !began {
+		x.members.known = initial
+	}
 	g.mu.Unlock()
-	initial := !resumed && query.Get("sendInitialEvents") == "true"
-	began := resumed
 	for attempt := 0; ; {
 		query.Set("timeoutSeconds", strconv.Itoa(int((watchTimeout + rand.N(watchTimeout/4)).Seconds())))
 		query.Set("allowWatchBookmarks", "true")
@@ -251,6 +269,7 @@ func (x *exchange) runWatch(ctx context.Context) error {
 			query.Del("sendInitialEvents")
 		}
 		resp, err := x.roundTrip(ctx, query)
+		var expired []byte // the event that says so, or empty
 		switch {
 		case err != nil && !began:
 			return err
@@ -262,29 +281,37 @@ func (x *exchange) runWatch(ctx context.Context) error {
 					resp.Body.Close()
 					return err
 				}
-				g.settle(x)
+				if !initial {
+					g.settle(x)
+				}
 				began = true
 			}
-			var progress, over bool
-			progress, over, err = x.forwardEvents(ctx, resp, &initial)
-			if over {
-				return err
-			}
+			var progress bool
+			progress, expired, err = x.forwardEvents(ctx, resp, &initial)
 			if progress {
 				attempt = 0
 			}
-			if initial {
+			if initial && expired == nil {
 				return nil // ended before the list was complete
 			}
 		case err == nil:
 			resp.Body.Close()
 			err = fmt.Errorf("status %d", resp.StatusCode)
-			if resp.StatusCode == http.StatusGone || resp.StatusCode == http.StatusForbidden {
+			switch resp.StatusCode {
+			case http.StatusGone:
+				expired = []byte{}
+			case http.StatusForbidden:
 				return nil
 			}
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if expired != nil && (initial || !x.catchUp(ctx)) {
+			if len(expired) > 0 {
+				return x.deliver(ctx, abi.FrameBody, expired, "end of the watch of "+x.resource)
+			}
+			return nil
 		}
 		if attempt++; attempt > renewAttempts {
 			g.log.WithField("resource", x.resource).Debugf("watch could not be renewed: %v", err)
@@ -300,35 +327,36 @@ func (x *exchange) runWatch(ctx context.Context) error {
 	}
 }
 
-// forwardEvents delivers events until the response ends. progress says that
-// there were any; over, that the watch is not to be renewed.
-func (x *exchange) forwardEvents(ctx context.Context, resp *http.Response, initial *bool) (progress, over bool, err error) {
+// forwardEvents delivers events until the response ends. progress says that there
+// were any; expired is the error event that ended them.
+func (x *exchange) forwardEvents(ctx context.Context, resp *http.Response, initial *bool) (progress bool, expired []byte, err error) {
 	defer resp.Body.Close()
 	events, err := newEventReader(resp.Header.Get("Content-Type"), resp.Body)
 	if err != nil {
-		return false, true, err
+		return false, nil, err
 	}
 	for {
 		ev, raw, err := events.next()
 		if err != nil {
-			return progress, false, err
+			return progress, nil, err
 		}
-		progress = true
 		switch {
 		case ev.Type == bookmark && !(ev.InitialEnd && *initial):
 			x.pass(ev)
 		case ev.Type == errorEvent:
-			// Expired, or the server gives up: the guest must hear it, and then
-			// the watch is over.
-			return true, true, x.deliver(ctx, abi.FrameBody, raw, "error on watch of "+x.resource)
+			return progress, raw, nil
 		default:
 			if ev.InitialEnd {
 				*initial = false
 			}
 			if err := x.deliverEvent(ctx, ev, raw, *initial); err != nil {
-				return true, true, err
+				return true, nil, err
+			}
+			if ev.InitialEnd {
+				x.guest.settle(x) // not before: the rest of a list cannot be resumed
 			}
 		}
+		progress = true
 	}
 }
 
@@ -367,31 +395,34 @@ func (x *exchange) deliverEvent(ctx context.Context, ev event, raw []byte, initi
 	if ev.Name != "" {
 		reason += " " + strings.TrimPrefix(ev.Namespace+"/"+ev.Name, "/")
 	}
-	err := x.push(abi.FrameBody, raw, reason)
-	if err == nil {
-		x.delivered = x.seen
+	if err := x.push(abi.FrameBody, raw, reason); err != nil {
+		return err
 	}
-	return err
+	x.members.note(ev, ev.joins())
+	x.delivered = x.seen
+	return nil
 }
 
 // wait keeps the latest event of each object; guest.mu is held.
 func (x *exchange) wait(ev event, raw []byte) {
-	since := time.Now()
+	since, joins := time.Now(), ev.joins()
 	x.waiting = slices.DeleteFunc(x.waiting, func(w waitingEvent) bool {
-		if w.uid == ev.UID {
+		if w.UID == ev.UID {
 			since = w.since
+			joins += w.joins
 			return true
 		}
 		return false
 	})
-	x.waiting = append(x.waiting, waitingEvent{uid: ev.UID, raw: raw, revision: ev.Revision, since: since})
+	x.waiting = append(x.waiting, waitingEvent{event: ev, raw: raw, joins: joins, since: since})
 }
 
 // flush moves waiting events into the mailbox; guest.mu is held.
 func (x *exchange) flush() {
 	for _, w := range x.waiting {
 		x.guest.mailbox.Push(abi.FrameBody, x.id, w.raw)
-		x.delivered = w.revision
+		x.members.note(w.event, w.joins)
+		x.delivered = w.Revision
 	}
 	x.waiting = nil
 }

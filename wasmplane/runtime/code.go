@@ -149,5 +149,5 @@ type Exit struct {
 
 func (e *Exit) Error() string { return e.Reason + ": " + e.Detail }
 
-// ErrClosed is returned by methods of a closed instance.
+// ErrClosed is returned by Run and Call of a closed instance.
 var ErrClosed = errors.New("the instance is closed")

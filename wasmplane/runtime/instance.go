@@ -103,11 +103,19 @@ func (i *Instance) resetDeadline() {
 
 // Run runs the guest until it is idle and parked. It returns an *Exit if the
 // guest is gone.
-func (i *Instance) Run() error { return i.call(i.pump) }
+func (i *Instance) Run() error {
+	if i.instance == nil {
+		return ErrClosed
+	}
+	return i.call(i.pump)
+}
 
 // Call runs an export without parameters, for instance abi.InitializeExport. A
 // missing one is no error.
 func (i *Instance) Call(export string) error {
+	if i.instance == nil {
+		return ErrClosed
+	}
 	f := i.instance.GetFunc(i.store, export)
 	if f == nil {
 		return nil
@@ -116,9 +124,6 @@ func (i *Instance) Call(export string) error {
 }
 
 func (i *Instance) call(f *wasmtime.Func) error {
-	if i.instance == nil {
-		return ErrClosed
-	}
 	i.code.ticker.enter()
 	defer i.code.ticker.leave()
 	i.resetDeadline()

@@ -36,6 +36,7 @@ const (
 	subscriptionSize = 48
 	eventSize        = 32
 	iovecSize        = 8
+	maxIovecs        = 1024 // as Linux has it
 )
 
 // call is one call from the guest: its instance and the integer arguments.
@@ -220,6 +221,9 @@ func fdFdstatGet(c call) uint32 {
 // false.
 func (c call) iovecs(f func(b []byte) bool) bool {
 	ptr, n := c.u32(1), c.u32(2)
+	if n > maxIovecs {
+		return false // the guest's deadline does not count in here
+	}
 	for range n {
 		v := c.bytes(ptr, iovecSize)
 		if v == nil {

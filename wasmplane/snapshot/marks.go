@@ -25,6 +25,7 @@ type Marks struct {
 	marked map[string]bool
 	before map[string]bool // marks that were found
 	doubt  bool            // everything found is in doubt
+	failed bool            // the last write failed: the file may not hold what marked says
 }
 
 const (
@@ -88,7 +89,7 @@ func (m *Marks) InDoubt(name string) bool {
 func (m *Marks) Set(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.marked[name] {
+	if m.marked[name] && !m.failed {
 		return nil
 	}
 	m.marked[name] = true
@@ -99,7 +100,7 @@ func (m *Marks) Set(name string) error {
 func (m *Marks) Clear(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.marked[name] {
+	if !m.marked[name] && !m.failed {
 		return nil
 	}
 	delete(m.marked, name)
@@ -131,11 +132,13 @@ func (m *Marks) write(extra string) error {
 		fmt.Fprintln(&b, extra)
 	}
 	b.WriteString("end\n")
+	m.failed = true
 	if _, err := m.file.WriteAt([]byte(b.String()), 0); err != nil {
 		return fmt.Errorf("writing the marks of awake guests: %w", err)
 	}
 	if err := m.file.Truncate(int64(b.Len())); err != nil {
 		return fmt.Errorf("writing the marks of awake guests: %w", err)
 	}
+	m.failed = false
 	return nil
 }

@@ -7,7 +7,7 @@
 //	  version    Version, decimal
 //	  module     digest of the module the guests are instances of
 //	  datastore  identity of the datastore their caches mirror
-//	  clock      Clock: the plane's monotonic clock when it was last saved
+//	  clock      hash (8 bytes) and Clock as JSON: when a guest was last saved
 //	guests
 //	  NAME
 //	    head     hash (8 bytes) and Head as JSON
@@ -82,6 +82,10 @@ type Stream struct {
 	Header http.Header `json:"header"`
 	// Revision is the resourceVersion up to which the guest has seen events.
 	Revision string `json:"revision"`
+	// Members is a digest of the set of objects that the guest knows, if
+	// MembersKnown.
+	MembersKnown bool   `json:"membersKnown,omitempty"`
+	Members      uint64 `json:"members,omitempty"`
 }
 
 // Head is a snapshot without its pages.
@@ -99,6 +103,9 @@ type Head struct {
 	// Revision is the highest resourceVersion the guest may have seen.
 	Revision int64    `json:"revision"`
 	Streams  []Stream `json:"streams"`
+	// Heartbeats are the UIDs of the objects whose regular changes let the
+	// guest's timers wait.
+	Heartbeats []string `json:"heartbeats,omitempty"`
 
 	// Groups and Sum tie the pages to the head: how many groups there are, and
 	// the sum of their hashes.
@@ -129,41 +136,42 @@ type Identity struct {
 // and said so through dropped: one line that says what and why. pageSize is the
 // machine's, in bytes.
 func Open(path string, id Identity, pageSize int, dropped func(why string)) (*Store, error) {
-	db, err := open(path)
-	if err != nil && !errors.Is(err, fs.ErrPermission) {
+	s, err := open(path, id, pageSize, dropped)
+	if errors.Is(err, ErrDamaged) {
 		dropped(fmt.Sprintf("%s is damaged (%v); every guest starts cold", path, err))
 		if err := os.Rename(path, path+".damaged"); err != nil {
 			return nil, fmt.Errorf("putting aside the damaged snapshot store: %w", err)
 		}
-		db, err = open(path)
+		s, err = open(path, id, pageSize, dropped)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening the snapshot store %s: %w", path, err)
-	}
-	s := &Store{db: db, pageSize: pageSize}
-	if err := s.adopt(id, dropped); err != nil {
-		db.Close()
 		return nil, fmt.Errorf("opening the snapshot store %s: %w", path, err)
 	}
 	return s, nil
 }
 
-// open checks and opens the file.
-func open(path string) (db *bbolt.DB, err error) {
+// open checks and opens the file; ErrDamaged if its content is at fault.
+func open(path string, id Identity, pageSize int, dropped func(string)) (s *Store, err error) {
 	defer faultToError(&err)()
 	if err := check(path); err != nil {
 		return nil, err
 	}
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
 	if err != nil {
 		return nil, err
 	}
 	db.MaxBatchDelay = 20 * time.Millisecond
-	return db, nil
+	s = &Store{db: db, pageSize: pageSize}
+	if err := s.adopt(id, dropped); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // check reads the whole file, if there is one: first that its structure is
-// sound enough for bbolt, then what bbolt thinks of it.
+// sound enough for bbolt, then what bbolt thinks of it, then whether it is laid
+// out as a store.
 func check(path string) error {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -178,7 +186,7 @@ func check(path string) error {
 		return err
 	}
 	if err := checkStructure(file, info.Size(), os.Getpagesize()); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
 	if err != nil {
@@ -189,10 +197,47 @@ func check(path string) error {
 		var first error
 		for err := range tx.Check() {
 			if first == nil {
-				first = err
+				first = fmt.Errorf("%w: %w", ErrDamaged, err)
 			}
 		}
-		return first
+		if first != nil {
+			return first
+		}
+		return checkLayout(tx)
+	})
+}
+
+// checkLayout checks that buckets are where the package comment has them: bbolt
+// refuses to put a bucket where a value is, and the other way round. Of another
+// version, which adopt drops, only the root is known.
+func checkLayout(tx *bbolt.Tx) error {
+	meta := tx.Bucket(metaBucket)
+	known := meta != nil && string(meta.Get(versionKey)) == Version
+	return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		switch {
+		case b == nil:
+			return fmt.Errorf("%w: %q is no bucket", ErrDamaged, name)
+		case !known:
+			return nil
+		case bytes.Equal(name, metaBucket):
+			return checkValues(name, b)
+		case !bytes.Equal(name, guestsBucket):
+			return fmt.Errorf("%w: unknown bucket %q", ErrDamaged, name)
+		}
+		return b.ForEach(func(name, _ []byte) error {
+			guest := b.Bucket(name)
+			if guest == nil || guest.Get(headKey) == nil || guest.Bucket(pagesBucket) == nil {
+				return fmt.Errorf("%w: guest %q is incomplete", ErrDamaged, name)
+			}
+			return checkValues(name, guest.Bucket(pagesBucket))
+		})
+	})
+}
+
+// checkValues checks that a bucket has no buckets in it.
+func checkValues(name []byte, b *bbolt.Bucket) error {
+	return b.ForEachBucket(func(k []byte) error {
+		return fmt.Errorf("%w: %x in %q is a bucket", ErrDamaged, k, name)
 	})
 }
 
@@ -215,7 +260,7 @@ func (s *Store) adopt(id Identity, dropped func(string)) error {
 		if err != nil {
 			return err
 		}
-		fresh := meta.Get(versionKey) == nil
+		fresh := tx.Bucket(guestsBucket) == nil
 		stale := ""
 		for _, want := range []struct {
 			key  []byte
@@ -236,7 +281,12 @@ func (s *Store) adopt(id Identity, dropped func(string)) error {
 				return err
 			}
 		}
-		if stale != "" && tx.Bucket(guestsBucket) != nil {
+		if _, err := decodeClock(meta.Get(clockKey)); err != nil && stale == "" && !fresh {
+			if first, _ := tx.Bucket(guestsBucket).Cursor().First(); first != nil {
+				stale = "without the clock that their timers go by"
+			}
+		}
+		if stale != "" && !fresh {
 			if err := tx.DeleteBucket(guestsBucket); err != nil {
 				return err
 			}
@@ -310,7 +360,7 @@ func putHead(guest *bbolt.Bucket, name string, head Head) (written int, err erro
 	if err != nil {
 		return 0, err
 	}
-	b = append(binary.LittleEndian.AppendUint64(nil, headHash(name, b)), b...)
+	b = append(binary.LittleEndian.AppendUint64(nil, textHash(name, b)), b...)
 	return len(b), guest.Put(headKey, b)
 }
 
@@ -330,11 +380,9 @@ type writer struct {
 func (w *writer) all(pages iter.Seq2[int, []byte]) error {
 	w.head.Groups, w.head.Sum = 0, 0
 	w.raw = make([]byte, 0, groupPages*w.pageSize)
-	stale := map[uint32]bool{}
+	stale := map[string]bool{}
 	for k, _ := w.cursor.First(); k != nil; k, _ = w.cursor.Next() {
-		if len(k) == 4 {
-			stale[binary.BigEndian.Uint32(k)] = true
-		}
+		stale[string(k)] = true
 	}
 	for k, page := range pages {
 		if index := uint32(k / groupPages); index != w.index && w.mask != 0 {
@@ -351,20 +399,20 @@ func (w *writer) all(pages iter.Seq2[int, []byte]) error {
 			return err
 		}
 	}
-	for index := range stale {
-		if err := w.bucket.Delete(groupKey(index)); err != nil {
+	for key := range stale {
+		if err := w.bucket.Delete([]byte(key)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *writer) flush(stale map[uint32]bool) error {
+func (w *writer) flush(stale map[string]bool) error {
 	key := groupKey(w.index)
 	hash := groupHash(key, w.mask, w.raw)
 	w.head.Groups++
 	w.head.Sum += hash
-	delete(stale, w.index)
+	delete(stale, string(key))
 	if have := w.bucket.Get(key); len(have) < hashSize || binary.LittleEndian.Uint64(have) != hash {
 		b := binary.LittleEndian.AppendUint64(nil, hash)
 		b = binary.LittleEndian.AppendUint16(b, w.mask)
@@ -388,7 +436,7 @@ func groupHash(key []byte, mask uint16, raw []byte) uint64 {
 	return h.Sum64()
 }
 
-func headHash(name string, b []byte) uint64 {
+func textHash(name string, b []byte) uint64 {
 	h := xxhash.New()
 	h.WriteString(name)
 	h.Write([]byte{0})
@@ -420,7 +468,7 @@ func readHead(tx *bbolt.Tx, name string) (Head, error) {
 }
 
 func decodeHead(name string, b []byte) (Head, error) {
-	if len(b) < hashSize || binary.LittleEndian.Uint64(b) != headHash(name, b[hashSize:]) {
+	if len(b) < hashSize || binary.LittleEndian.Uint64(b) != textHash(name, b[hashSize:]) {
 		return Head{}, errors.New("wrong hash of the head")
 	}
 	var head Head
@@ -449,7 +497,7 @@ func (s *Store) Load(name string, page func(index int, b []byte) error) (head He
 		err := pages.ForEach(func(k, v []byte) error {
 			index, mask, b, hash, err := decodeGroup(k, v, raw, s.pageSize)
 			if err != nil {
-				return fmt.Errorf("%s: %w: group %x: %w", name, ErrDamaged, k, err)
+				return fmt.Errorf("%s: %w: group %.8x: %w", name, ErrDamaged, k, err)
 			}
 			groups++
 			sum += hash
@@ -562,14 +610,27 @@ func putClock(tx *bbolt.Tx, c Clock) error {
 	if err != nil {
 		return err
 	}
+	b = append(binary.LittleEndian.AppendUint64(nil, textHash(string(clockKey), b)), b...)
 	return tx.Bucket(metaBucket).Put(clockKey, b)
+}
+
+// decodeClock decodes what putClock wrote.
+func decodeClock(b []byte) (c Clock, err error) {
+	if len(b) < hashSize || binary.LittleEndian.Uint64(b) != textHash(string(clockKey), b[hashSize:]) {
+		return Clock{}, errors.New("wrong hash of the clock")
+	}
+	if err := json.Unmarshal(b[hashSize:], &c); err != nil {
+		return Clock{}, fmt.Errorf("decoding the clock: %w", err)
+	}
+	return c, nil
 }
 
 // Clock is what the last Save recorded; the zero Clock if there was none or it
 // cannot be read.
 func (s *Store) Clock() (c Clock) {
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		return json.Unmarshal(tx.Bucket(metaBucket).Get(clockKey), &c)
+	err := s.db.View(func(tx *bbolt.Tx) (err error) {
+		c, err = decodeClock(tx.Bucket(metaBucket).Get(clockKey))
+		return err
 	})
 	if err != nil {
 		return Clock{}

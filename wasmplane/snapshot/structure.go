@@ -26,7 +26,6 @@ const (
 
 	metaMagic   = 0xED0CDAED
 	metaVersion = 2
-	noFreelist  = 1<<64 - 1
 )
 
 // structure walks a bbolt file without mapping it and checks that every page,
@@ -46,18 +45,17 @@ func checkStructure(r io.ReaderAt, size int64, pageSize int) error {
 	if err != nil {
 		return err
 	}
-	if s.pages*s.pageSize > uint64(size) {
-		return fmt.Errorf("%d bytes long, should be %d", size, s.pages*s.pageSize)
+	if s.pages > uint64(size)/s.pageSize {
+		return fmt.Errorf("%d bytes long, should be %d pages of %d bytes", size, s.pages, s.pageSize)
 	}
-	if freelist != noFreelist {
-		if err := s.freelist(freelist); err != nil {
-			return err
-		}
+	if err := s.freelist(freelist); err != nil {
+		return err
 	}
 	return s.tree(root)
 }
 
-// meta finds the newer of the two meta pages that are whole.
+// meta finds the newer of the two meta pages that are whole, by the same rules as
+// bbolt: the page's header, which no checksum covers, has no say in it.
 func (s *structure) meta() (root, freelist uint64, err error) {
 	var newest uint64
 	found := false
@@ -71,9 +69,11 @@ func (s *structure) meta() (root, freelist uint64, err error) {
 		sum.Write(m[:metaSize-8])
 		u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(m[at:]) }
 		u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(m[at:]) }
-		if binary.LittleEndian.Uint16(b[8:])&metaFlag == 0 || u32(0) != metaMagic || u32(4) != metaVersion ||
-			uint64(u32(8)) != s.pageSize || u64(56) != sum.Sum64() {
+		if u32(0) != metaMagic || u32(4) != metaVersion || u64(56) != sum.Sum64() {
 			continue
+		}
+		if flags := binary.LittleEndian.Uint16(b[8:]); flags != metaFlag || uint64(u32(8)) != s.pageSize {
+			return 0, 0, fmt.Errorf("meta page %d has flags %#x and is for pages of %d bytes", k, flags, u32(8))
 		}
 		if txid := u64(48); !found || txid > newest {
 			found, newest = true, txid

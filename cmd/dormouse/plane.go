@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/dormouse-k8s/dormouse/cmd/dormouse/config"
+	"github.com/dormouse-k8s/dormouse/internal/paths"
+	"github.com/dormouse-k8s/dormouse/internal/payload"
+	"github.com/dormouse-k8s/dormouse/server"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/module"
+	"github.com/dormouse-k8s/dormouse/wasmplane/plane"
+	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
+)
+
+// wasmPlane is the Wasm plane as the server sees it.
+type wasmPlane struct {
+	*plane.Plane
+	handler http.Handler
+	cfg     *config.Config
+	guests  []controllers.Declaration
+	module  *module.Module
+	code    *runtime.Code
+}
+
+var _ server.Plane = (*wasmPlane)(nil)
+
+// newPlane loads the compiled controllers. What it returns has to be closed after it has run.
+func newPlane(c *config.Config, files payloadDir) (*wasmPlane, error) {
+	file := files.file(payload.Controllers)
+	m, err := module.Load(file)
+	if err != nil {
+		return nil, fmt.Errorf("loading the controllers: %w; install a complete release, or use --controller-mode=native", err)
+	}
+	code, err := runtime.New(m.Engine, m.Wasmtime, m.Globals)
+	if err != nil {
+		m.Close()
+		return nil, fmt.Errorf("loading the controllers from %s: %w", file, err)
+	}
+	p := &wasmPlane{cfg: c, guests: controllers.All(), module: m, code: code}
+	p.Plane = plane.New(plane.Config{
+		Code:         code,
+		ModuleName:   strings.TrimSuffix(payload.Controllers, filepath.Ext(payload.Controllers)),
+		Digest:       m.Digest,
+		Dir:          filepath.Dir(paths.Data(c.DataDir).WasmSnapshots()),
+		Guests:       p.guests,
+		IdleTimeout:  c.WasmIdleTimeout,
+		MemoryBudget: c.WasmMemoryBudget,
+		Log:          logrus.NewEntry(logrus.StandardLogger()),
+	})
+	p.handler = http.StripPrefix(strings.TrimSuffix(server.PlanePath, "/"), p.Plane)
+	return p, nil
+}
+
+// Close releases the module.
+func (p *wasmPlane) Close() error {
+	err := p.code.Close()
+	p.module.Close()
+	return err
+}
+
+// ServeHTTP implements server.Plane.
+func (p *wasmPlane) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
+
+// Grants implements server.Plane.
+func (p *wasmPlane) Grants() []server.Grant {
+	var grants []server.Grant
+	for _, d := range p.guests {
+		if len(d.Grants) > 0 {
+			grants = append(grants, server.Grant{Controller: d.Name, User: d.Identity, Resources: d.Grants})
+		}
+	}
+	return grants
+}
+
+// Run implements server.Plane.
+func (p *wasmPlane) Run(ctx context.Context, host server.Host, ready func()) error {
+	options, err := json.Marshal(controllers.Options{
+		ClusterCIDR: p.cfg.ClusterCIDR.String(),
+		ServiceCIDR: p.cfg.ServiceCIDR.String(),
+		RootCA:      string(host.RootCA),
+	}.WithDefaults())
+	if err != nil {
+		return fmt.Errorf("encoding the options of the controllers: %w", err)
+	}
+	return p.Plane.Run(ctx, plane.Host{
+		Transport: func(user string) http.RoundTripper { return host.Transport(user, nil) },
+		Datastore: plane.Datastore(host.Datastore),
+		Native:    host.Native,
+		Options:   options,
+	}, ready)
+}

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+const (
+	namespace = "bench"
+	replicas  = 3
+	// label is on what a Deployment makes; its value tells whose it is.
+	label = "bench"
+
+	// rolloutPatience is how long a Deployment may take to have its pods, or to be gone with them. Longer means that
+	// something is broken.
+	rolloutPatience = 2 * time.Minute
+	// quiet is how long nothing may happen before a measurement.
+	quiet = 300 * time.Millisecond
+)
+
+// Rollout is how long it takes from sending a Deployment until its objects exist, as one client sees them over
+// watches that it opened before. In milliseconds, one for each sample.
+type Rollout struct {
+	Mode       string    `json:"mode"`
+	Guests     string    `json:"guests"`     // asleep or warm; "" if native
+	Created    []float64 `json:"created"`    // the server has answered
+	ReplicaSet []float64 `json:"replicaSet"` // it exists
+	Pods       []float64 `json:"pods"`       // all of them exist
+	Load       float64   `json:"load"`       // load average at the end
+}
+
+// Burst is what happens when many Deployments are created at once.
+type Burst struct {
+	Mode          string  `json:"mode"`
+	Deployments   int     `json:"deployments"`
+	Created       float64 `json:"created"`     // seconds until all have been accepted
+	ReplicaSets   float64 `json:"replicaSets"` // seconds until all exist
+	Pods          float64 `json:"pods"`        // seconds until all exist
+	Gone          float64 `json:"gone"`        // seconds from deleting the Deployments until no pod is left
+	Before        Memory  `json:"before"`
+	PeakAnonymous int64   `json:"peakAnonymous"` // bytes, looked at every 100 ms
+	CPU           float64 `json:"cpu"`           // seconds, until all pods exist
+	Load          float64 `json:"load"`
+}
+
+// makeNamespace makes the namespace for all objects, with the account that pods need.
+func (s *server) makeNamespace(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, rolloutPatience)
+	defer cancel()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
+	if _, err := s.client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("creating a namespace on %s: %w", s.name, err)
+	}
+	w, err := s.client.CoreV1().ServiceAccounts(namespace).Watch(ctx, metav1.ListOptions{ResourceVersion: "0"})
+	if err != nil {
+		return fmt.Errorf("watching service accounts of %s: %w", s.name, err)
+	}
+	defer w.Stop()
+	_, err = await(ctx, w, 1)
+	return err
+}
+
+// await waits until n objects have been seen on a watch and returns when that was.
+func await(ctx context.Context, w watch.Interface, n int) (time.Time, error) {
+	seen := map[types.UID]bool{}
+	for {
+		select {
+		case event, ok := <-w.ResultChan():
+			if !ok {
+				return time.Time{}, fmt.Errorf("a watch ended with %d of %d objects seen", len(seen), n)
+			}
+			if event.Type == watch.Error {
+				return time.Time{}, fmt.Errorf("watching: %w", apierrors.FromObject(event.Object))
+			}
+			o, err := meta.Accessor(event.Object)
+			if err != nil {
+				return time.Time{}, err
+			}
+			if seen[o.GetUID()] = true; len(seen) == n {
+				return time.Now(), nil
+			}
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("%d of %d objects exist: %w", len(seen), n, ctx.Err())
+		}
+	}
+}
+
+func deployment(name, value string) *appsv1.Deployment {
+	labels := map[string]string{"app": name, label: value}
+	n := int32(replicas)
+	return &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &n,
+			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels},
+				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "bench.invalid/web:1"}}},
+			},
+		},
+	}
+}
+
+// times are when the parts of a rollout were there, from sending the first Deployment.
+type times struct{ created, replicaSets, pods time.Duration }
+
+// rollout creates n Deployments at once, whose objects get the label value.
+func (s *server) rollout(ctx context.Context, value string, n int) (times, error) {
+	ctx, cancel := context.WithTimeout(ctx, rolloutPatience)
+	defer cancel()
+	list := metav1.ListOptions{LabelSelector: label + "=" + value, ResourceVersion: "0"}
+	replicaSets, err := s.client.AppsV1().ReplicaSets(namespace).Watch(ctx, list)
+	if err != nil {
+		return times{}, fmt.Errorf("watching ReplicaSets of %s: %w", s.name, err)
+	}
+	defer replicaSets.Stop()
+	pods, err := s.client.CoreV1().Pods(namespace).Watch(ctx, list)
+	if err != nil {
+		return times{}, fmt.Errorf("watching pods of %s: %w", s.name, err)
+	}
+	defer pods.Stop()
+
+	var wait sync.WaitGroup
+	var replicaSetsAt, podsAt time.Time
+	var replicaSetsErr, podsErr error
+	wait.Go(func() { replicaSetsAt, replicaSetsErr = await(ctx, replicaSets, n) })
+	wait.Go(func() { podsAt, podsErr = await(ctx, pods, n*replicas) })
+	errs := make([]error, n)
+	var create sync.WaitGroup
+	began := time.Now()
+	for k := range n {
+		create.Go(func() {
+			d := deployment(fmt.Sprintf("%s-%d", value, k), value)
+			if _, err := s.client.AppsV1().Deployments(namespace).Create(ctx, d, metav1.CreateOptions{}); err != nil {
+				errs[k] = fmt.Errorf("creating Deployment %s on %s: %w", d.Name, s.name, err)
+			}
+		})
+	}
+	create.Wait()
+	created := time.Now()
+	if err := errors.Join(errs...); err != nil {
+		cancel()
+		wait.Wait()
+		return times{}, err
+	}
+	wait.Wait()
+	if replicaSetsErr != nil {
+		return times{}, fmt.Errorf("waiting for the ReplicaSets of %s on %s: %w", value, s.name, replicaSetsErr)
+	}
+	if podsErr != nil {
+		return times{}, fmt.Errorf("waiting for the pods of %s on %s: %w", value, s.name, podsErr)
+	}
+	return times{created.Sub(began), replicaSetsAt.Sub(began), podsAt.Sub(began)}, nil
+}
+
+// clear deletes the Deployments with the label value and waits until all that they made is gone.
+func (s *server) clear(ctx context.Context, value string) error {
+	ctx, cancel := context.WithTimeout(ctx, rolloutPatience)
+	defer cancel()
+	list := metav1.ListOptions{LabelSelector: label + "=" + value}
+	background := metav1.DeletePropagationBackground
+	err := s.client.AppsV1().Deployments(namespace).DeleteCollection(ctx, metav1.DeleteOptions{PropagationPolicy: &background}, list)
+	if err != nil {
+		return fmt.Errorf("deleting the Deployments of %s on %s: %w", value, s.name, err)
+	}
+	list.ResourceVersion, list.Limit = "0", 1
+	for {
+		pods, err := s.client.CoreV1().Pods(namespace).List(ctx, list)
+		if err != nil {
+			return fmt.Errorf("listing pods of %s: %w", s.name, err)
+		}
+		replicaSets, err := s.client.AppsV1().ReplicaSets(namespace).List(ctx, list)
+		if err != nil {
+			return fmt.Errorf("listing ReplicaSets of %s: %w", s.name, err)
+		}
+		if len(pods.Items)+len(replicaSets.Items) == 0 {
+			return nil
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("waiting for the garbage collection of %s on %s: %w", value, s.name, err)
+		}
+	}
+}
+
+// rollouts measures single Deployments, with the kinds of measurement taking turns.
+func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer *server) error {
+	asleep, warm := "asleep", "warm"
+	kinds := []struct {
+		server *server
+		result Rollout
+	}{
+		{wasmServer, Rollout{Mode: wasm.name, Guests: asleep}},
+		{nativeServer, Rollout{Mode: native.name}},
+		{wasmServer, Rollout{Mode: wasm.name, Guests: warm}},
+	}
+	b.say("rollout: %d Deployments each with controllers asleep, warm and native", b.Samples)
+	profiled := make(chan error, 1)
+	go func() {
+		profiled <- b.profile(ctx, wasmServer, "profile", url.Values{"seconds": {fmt.Sprint(max(b.Samples, 5))}})
+	}()
+	for n := range b.Samples + 1 {
+		for k := range kinds {
+			s, r := kinds[k].server, &kinds[k].result
+			// The first of all is not counted: connections are opened and caches filled.
+			value := fmt.Sprintf("%s%s-%d", r.Mode, r.Guests, n)
+			if err := s.evict(ctx, quiet); err != nil {
+				return err
+			}
+			if r.Guests == warm {
+				if err := s.wake(ctx); err != nil {
+					return err
+				}
+			}
+			took, err := s.rollout(ctx, value, 1)
+			if err != nil {
+				return err
+			}
+			if err := s.clear(ctx, value); err != nil {
+				return err
+			}
+			if n == 0 {
+				continue
+			}
+			r.Created = append(r.Created, milliseconds(took.created))
+			r.ReplicaSet = append(r.ReplicaSet, milliseconds(took.replicaSets))
+			r.Pods = append(r.Pods, milliseconds(took.pods))
+		}
+	}
+	load, err := loadAverage()
+	for _, k := range kinds {
+		k.result.Load = load
+		b.report.Rollout = append(b.report.Rollout, k.result)
+	}
+	return errors.Join(err, <-profiled)
+}
+
+// bursts measures many Deployments at once, one server after the other.
+func (b *bench) bursts(ctx context.Context, servers []*server) error {
+	for _, s := range servers {
+		b.say("burst: %d Deployments at once on %s", b.Burst, s.name)
+		result := Burst{Mode: s.name, Deployments: b.Burst}
+		if err := s.evict(ctx, time.Second); err != nil {
+			return err
+		}
+		var err error
+		if result.Before, err = memoryOf(s.pid()); err != nil {
+			return err
+		}
+		before, err := usageOf(s.pid())
+		if err != nil {
+			return err
+		}
+		peak := watchPeak(s.pid())
+		took, err := s.rollout(ctx, "burst", b.Burst)
+		result.PeakAnonymous = peak()
+		if err != nil {
+			return err
+		}
+		after, err := usageOf(s.pid())
+		if err != nil {
+			return err
+		}
+		result.CPU = (after.cpu - before.cpu).Seconds()
+		result.Created, result.ReplicaSets, result.Pods = took.created.Seconds(), took.replicaSets.Seconds(), took.pods.Seconds()
+		began := time.Now()
+		if err := s.clear(ctx, "burst"); err != nil {
+			return err
+		}
+		result.Gone = time.Since(began).Seconds()
+		if result.Load, err = loadAverage(); err != nil {
+			return err
+		}
+		b.report.Burst = append(b.report.Burst, result)
+	}
+	return nil
+}
+
+// watchPeak looks at the anonymous memory of a process until the function that it returns is called, which returns the
+// highest value.
+func watchPeak(pid int) (stop func() int64) {
+	ctx, cancel := context.WithCancel(context.Background())
+	peak := make(chan int64)
+	go func() {
+		var highest int64
+		for {
+			if m, err := memoryOf(pid); err == nil { // a process that is gone shows elsewhere
+				highest = max(highest, m.Anonymous)
+			}
+			if pause(ctx, 100*time.Millisecond) != nil {
+				peak <- highest
+				return
+			}
+		}
+	}()
+	return func() int64 {
+		cancel()
+		return <-peak
+	}
+}

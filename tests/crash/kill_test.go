@@ -1,0 +1,76 @@
+package crash
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+const (
+	// killWithin is the time after the server is ready in which it is killed.
+	killWithin = 1500 * time.Millisecond
+	// killStarting is the time after its launch in which a server is killed that
+	// need not have become ready. It takes some seconds for that.
+	killStarting = 5 * time.Second
+)
+
+// TestKill9DuringRollouts: a server that is killed again and again, at random
+// moments of rollouts and of its own start, has lost nothing that it had
+// acknowledged, and in the end there are exactly the objects that were asked for.
+func TestKill9DuringRollouts(t *testing.T) {
+	choose := random(t)
+	s := start(t)
+	startHollow(t, s.Cluster)
+	apply(t.Context(), t, s.Cluster, "crash", 4, 3)
+	clients := newWriters(s.Cluster, "crash", 4, 3, choose)
+	killed(t, s, clients, choose, *kills)
+	s.settled("crash")
+	s.healthy()
+}
+
+// killed kills the server and starts it again a number of times, while clients write.
+func killed(t *testing.T, s *server, clients writers, choose *rand.Rand, times int) {
+	t.Helper()
+	for k := range times {
+		stop := clients.start(t.Context())
+		moment := time.NewTimer(time.Duration(choose.Int64N(int64(killWithin))))
+		select {
+		case <-moment.C:
+		case <-s.ServerDone():
+			t.Errorf("the server ended by itself before kill %d", k+1)
+		}
+		if err := s.Kill9Server(); err != nil {
+			t.Fatal(err)
+		}
+		// Every third time it is killed again on its way up.
+		if k%3 == 2 {
+			if err := s.LaunchServer(); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(time.Duration(choose.Int64N(int64(killStarting))))
+			if err := s.Kill9Server(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.up()
+		stop()
+		clients.verify(t)
+	}
+}
+
+// TestEvictionsDuringRollouts: controllers that are released and woken at random
+// moments, however much they have to do, do the same as if left alone.
+func TestEvictionsDuringRollouts(t *testing.T) {
+	choose := random(t)
+	// Every run ends on disk, and there is never room for all.
+	s := start(t, "wasm-idle-timeout: 1ms", "wasm-memory-budget: 8MiB")
+	startHollow(t, s.Cluster)
+	apply(t.Context(), t, s.Cluster, "evict", 4, 3)
+	clients := newWriters(s.Cluster, "evict", 4, 3, choose)
+	stop := clients.start(t.Context())
+	churn(t, s, choose, 15*time.Second)
+	stop()
+	clients.verify(t)
+	s.settled("evict")
+	s.healthy()
+}

@@ -1,0 +1,180 @@
+package plane
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/cespare/xxhash/v2"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// A watch cannot always be renewed: after a restart the API server's watch cache
+// knows no history, and every version from before it is "too old". Natively each
+// controller would list again. A sleeping guest need not even wake if nothing
+// changed, and that can be told without knowing the objects: the set is the same,
+// and none has a newer version.
+
+// members is a digest of the set of objects that a guest was told of: the sum of
+// hashes of their UIDs.
+type members struct {
+	known bool // all events since the empty set were seen
+	sum   uint64
+}
+
+// note follows an event that is delivered. joins is the event's own, or that of
+// all events of the object that it stands for.
+func (m *members) note(e event, joins int) {
+	switch {
+	case e.Type == bookmark:
+	case e.UID == "":
+		m.known = false
+	default:
+		m.sum += uint64(joins) * xxhash.Sum64String(e.UID)
+	}
+}
+
+// joins is 1 for an event with which an object joins the set, -1 for one with
+// which it leaves.
+func (e event) joins() int {
+	switch e.Type {
+	case "ADDED":
+		return 1
+	case "DELETED":
+		return -1
+	}
+	return 0
+}
+
+// metadataList asks for lists without the objects' contents.
+const metadataList = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+// maxList bounds such a list, in bytes; 100,000 objects are about a third of it.
+const maxList = 256 << 20
+
+// catchUp moves an expired watch to the present if the guest has missed nothing,
+// and reports whether it did.
+func (x *exchange) catchUp(ctx context.Context) bool {
+	g := x.guest
+	g.mu.Lock()
+	had, delivered := x.members, x.delivered
+	g.mu.Unlock()
+	upTo, err := strconv.ParseUint(delivered, 10, 64)
+	if err != nil || !had.known {
+		return false
+	}
+	now, err := x.listMetadata(ctx)
+	if err != nil {
+		g.log.WithField("resource", x.resource).Debugf("not caught up: %v", err)
+		return false
+	}
+	if now.newest > upTo || now.members.sum != had.sum {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if x.closed || len(x.waiting) > 0 {
+		return false
+	}
+	x.seen, x.delivered = now.revision, now.revision
+	return true
+}
+
+// listing is what a list of metadata says.
+type listing struct {
+	revision string // of the list
+	newest   uint64 // version of the object that changed last
+	members  members
+}
+
+func (x *exchange) listMetadata(ctx context.Context) (listing, error) {
+	query := x.url.Query()
+	for _, name := range []string{"watch", "allowWatchBookmarks", "sendInitialEvents", "resourceVersion", "resourceVersionMatch", "timeoutSeconds", "timeout"} {
+		query.Del(name)
+	}
+	list := *x
+	list.header = x.header.Clone()
+	list.header.Set("Accept", metadataList)
+	resp, err := list.roundTrip(ctx, query)
+	if err != nil {
+		return listing{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxList))
+	if err != nil {
+		return listing{}, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return listing{}, fmt.Errorf("listing %s: status %d", x.resource, resp.StatusCode)
+	}
+	return decodeMetadataList(body)
+}
+
+// Field numbers of meta/v1 PartialObjectMetadataList and ListMeta.
+const (
+	listMetadata = 1
+	listItems    = 2
+	listRevision = 2
+)
+
+func decodeMetadataList(b []byte) (listing, error) {
+	b, ok := bytes.CutPrefix(b, protobufMagic)
+	if !ok {
+		return listing{}, fmt.Errorf("decoding a list: not in protobuf")
+	}
+	raw, err := field(b, unknownRaw)
+	if err != nil {
+		return listing{}, err
+	}
+	var l listing
+	var inner error
+	err = fields(raw, func(n protowire.Number, v []byte) {
+		switch n {
+		case listMetadata:
+			revision, err := field(v, listRevision)
+			l.revision, inner = string(revision), firstError(inner, err)
+		case listItems:
+			inner = firstError(inner, l.add(v))
+		}
+	})
+	if err := firstError(err, inner); err != nil {
+		return listing{}, err
+	}
+	if l.revision == "" || l.revision == "0" {
+		return listing{}, fmt.Errorf("decoding a list: it has no resourceVersion")
+	}
+	return l, nil
+}
+
+// add takes in one item.
+func (l *listing) add(item []byte) error {
+	meta, err := field(item, objectMetadata)
+	if err != nil {
+		return err
+	}
+	uid, err := field(meta, metaUID)
+	if err != nil {
+		return err
+	}
+	revision, err := field(meta, metaRevision)
+	if err != nil {
+		return err
+	}
+	v, err := strconv.ParseUint(string(revision), 10, 64)
+	if err != nil {
+		return fmt.Errorf("decoding a list: %w", err)
+	}
+	l.newest = max(l.newest, v)
+	l.members.note(event{UID: string(uid)}, 1)
+	return nil
+}
+
+func firstError(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
