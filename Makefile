@@ -62,7 +62,7 @@ run: build images
 
 MODULE := github.com/dormouse-k8s/dormouse
 # The race detector is for packages that do not bring Kubernetes or containerd along.
-HEAVY := k8s\.io/|github\.com/containerd/containerd/v2
+HEAVY := k8s\.io/(kubernetes|apiserver|client-go)/|github\.com/containerd/containerd/v2
 test: build images
 	@set -e; \
 	list() { go list -test -f '{{.ImportPath}} {{join .Deps " "}}' ./... | grep -v '^$(MODULE)/tests/' | \

@@ -19,11 +19,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/client-go/rest"
-	basecompatibility "k8s.io/component-base/compatibility"
-	"k8s.io/component-base/metrics/legacyregistry"
-
 	"k8s.io/apiserver/pkg/util/compatibility"
+	"k8s.io/client-go/rest"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/dormouse-k8s/dormouse/internal/paths"
 	"github.com/dormouse-k8s/dormouse/internal/service"
@@ -72,8 +70,6 @@ type Config struct {
 type Plane interface {
 	// Controllers are the upstream names of the controllers it runs. They are not started natively.
 	Controllers() []string
-	// Grants are what they may read beyond upstream's roles. They are in force when Run is called.
-	Grants() []Grant
 	// Run runs them until ctx is done. The API server behind host is ready.
 	Run(ctx context.Context, host Host, ready func()) error
 	// The Plane's own requests, under PlanePath, for members of system:masters.
@@ -124,6 +120,9 @@ const maxSocketPath = 107
 
 // Check says whether a server could start with cfg here and now, without changing anything.
 func Check(cfg Config) error {
+	if _, err := newServer(cfg, paths.Data(cfg.DataDir)); err != nil {
+		return err
+	}
 	l, err := preflight(cfg)
 	if err != nil {
 		return err
@@ -169,6 +168,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	// Once, after the arguments of all components have been parsed: they share their feature gates.
+	if err := compatibility.DefaultComponentGlobalsRegistry.Set(); err != nil {
+		return fmt.Errorf("setting the feature gates: %w", err)
+	}
 	listener, err := preflight(cfg)
 	if err != nil {
 		return err
@@ -207,8 +210,7 @@ type server struct {
 	rootCA      []byte
 }
 
-// newServer parses the arguments of all components, then fixes the feature gates they share. It reads
-// and writes no files.
+// newServer parses the arguments of all components. It reads and writes no files.
 func newServer(cfg Config, data paths.Data) (*server, error) {
 	s := &server{cfg: cfg, data: data}
 	var err error
@@ -229,13 +231,6 @@ func newServer(cfg Config, data paths.Data) (*server, error) {
 		Data: data, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, Exclude: exclude, Args: cfg.KubeControllerManagerArgs,
 	}); err != nil {
 		return nil, err
-	}
-	registry := compatibility.DefaultComponentGlobalsRegistry
-	if err := registry.Set(); err != nil {
-		return nil, fmt.Errorf("setting the feature gates: %w", err)
-	}
-	if registry.FeatureGateFor(basecompatibility.DefaultKubeComponent) == nil {
-		return nil, errors.New("upstream's components registered no feature gates")
 	}
 	return s, nil
 }
@@ -285,14 +280,15 @@ func (s *server) services(listener net.Listener) []service.Service {
 				ready()
 			})
 		}},
+		// Alone with the API server it takes some milliseconds, beside the start of the others much longer.
 		{Name: manifestsService, Needs: []string{apiService}, Run: func(ctx context.Context, ready func()) error {
 			client := &rest.Config{Host: inprocess.Host, Transport: s.api.Transport(inprocess.User("system:admin", user.SystemPrivilegedGroup))}
 			return deploy.Run(ctx, deploy.Config{Client: client, Embedded: manifests.FS, Dir: s.data.Manifests()}, ready)
 		}},
-		{Name: schedulerService, Needs: []string{apiService}, Run: func(ctx context.Context, ready func()) error {
+		{Name: schedulerService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
 			return s.scheduler.Run(ctx, s.api.Transport, ready)
 		}},
-		{Name: controllersService, Needs: []string{apiService}, Run: func(ctx context.Context, ready func()) error {
+		{Name: controllersService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
 			return s.controllers.Run(ctx, s.api.Transport, ready)
 		}},
 	}
@@ -301,9 +297,6 @@ func (s *server) services(listener net.Listener) []service.Service {
 		s.api.Handle(PlanePath, plane)
 		legacyregistry.RawMustRegister(plane)
 		services = append(services, service.Service{Name: planeService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
-			if err := s.applyGrants(ctx, plane.Grants()); err != nil {
-				return err
-			}
 			return plane.Run(ctx, s.host(), ready)
 		}})
 		everything = append(everything, planeService)

@@ -40,7 +40,11 @@ func TestLevelsOfComponents(t *testing.T) {
 	if got := line("klog.Info", func() { klog.Info("x"); klog.InfoS("x"); klog.Warning("x"); klog.Background().Info("x") }); got != "" {
 		t.Errorf("information of a component: %q", got)
 	}
-	early := func() { klog.Error("x"); klog.ErrorS(errors.New("e"), "x"); klog.Background().WithName("n").Error(nil, "x") }
+	early := func() {
+		klog.Error("x")
+		klog.ErrorS(errors.New("e"), "x")
+		klog.Background().WithName("n").Error(nil, "x")
+	}
 	if got := line("errors during the start", early); got != "" {
 		t.Errorf("errors during the start: %q", got)
 	}

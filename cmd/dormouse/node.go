@@ -66,6 +66,10 @@ func (n *node) run(ctx context.Context, files payloadDir, ready func()) error {
 		return err
 	}
 	cfg := n.cfg
+	// containerd finds the shims of pods that already run through the PATH, not through its configuration.
+	if err := os.Setenv("PATH", agent.BinDir(cfg.DataDir)+":"+os.Getenv("PATH")); err != nil {
+		return fmt.Errorf("putting the node's programs into the PATH: %w", err)
+	}
 	cfg.RuntimeBinary = files.file(payload.Runtime)
 	cfg.ImageDirs = []string{string(files)} // the pause image
 	cfg.KubeletKubeconfig, cfg.KubeProxyKubeconfig = cred.KubeletKubeconfig, cred.KubeProxyKubeconfig

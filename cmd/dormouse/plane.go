@@ -25,7 +25,6 @@ type wasmPlane struct {
 	*plane.Plane
 	handler http.Handler
 	cfg     *config.Config
-	guests  []controllers.Declaration
 	module  *module.Module
 	code    *runtime.Code
 }
@@ -44,13 +43,13 @@ func newPlane(c *config.Config, files payloadDir) (*wasmPlane, error) {
 		m.Close()
 		return nil, fmt.Errorf("loading the controllers from %s: %w", file, err)
 	}
-	p := &wasmPlane{cfg: c, guests: controllers.All(), module: m, code: code}
+	p := &wasmPlane{cfg: c, module: m, code: code}
 	p.Plane = plane.New(plane.Config{
 		Code:         code,
 		ModuleName:   strings.TrimSuffix(payload.Controllers, filepath.Ext(payload.Controllers)),
 		Digest:       m.Digest,
 		Dir:          filepath.Dir(paths.Data(c.DataDir).WasmSnapshots()),
-		Guests:       p.guests,
+		Guests:       controllers.All(),
 		IdleTimeout:  c.WasmIdleTimeout,
 		MemoryBudget: c.WasmMemoryBudget,
 		Log:          logrus.NewEntry(logrus.StandardLogger()),
@@ -68,17 +67,6 @@ func (p *wasmPlane) Close() error {
 
 // ServeHTTP implements server.Plane.
 func (p *wasmPlane) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
-
-// Grants implements server.Plane.
-func (p *wasmPlane) Grants() []server.Grant {
-	var grants []server.Grant
-	for _, d := range p.guests {
-		if len(d.Grants) > 0 {
-			grants = append(grants, server.Grant{Controller: d.Name, User: d.Identity, Resources: d.Grants})
-		}
-	}
-	return grants
-}
 
 // Run implements server.Plane.
 func (p *wasmPlane) Run(ctx context.Context, host server.Host, ready func()) error {

@@ -66,10 +66,6 @@ func runServer(ctx context.Context, c *config.Config, notes []string, stderr io.
 	log := setUpLogging(stderr, c.Debug)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	logrus.Infof("starting dormouse %s%s", version.Get(), commit())
-	for _, n := range notes {
-		logrus.Info(n)
-	}
 	freeStartMemory := collectEagerly()
 
 	var files payloadDir
@@ -85,6 +81,11 @@ func runServer(ctx context.Context, c *config.Config, notes []string, stderr io.
 		}
 		defer p.Close()
 		cfg.Plane = p
+	}
+
+	logrus.Infof("starting dormouse %s%s", version.Get(), commit())
+	for _, n := range notes {
+		logrus.Info(n)
 	}
 
 	services := []service.Service{{Name: "server", Run: func(ctx context.Context, ready func()) error {

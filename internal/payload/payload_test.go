@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -130,8 +131,8 @@ func TestDamageIsFound(t *testing.T) {
 		if _, err := Locate(write(t, data, "program", 0o755, b), data); !errors.Is(err, ErrInvalid) {
 			t.Errorf("a flipped bit in %s: %v", f.Name, err)
 		}
-		if dirs, _ := filepath.Glob(filepath.Join(data, "data", "[0-9a-f]*")); len(dirs) > 0 {
-			t.Errorf("a flipped bit in %s left %v", f.Name, dirs)
+		if _, err := os.Stat(filepath.Join(data, "data")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a flipped bit in %s left something: %v", f.Name, err)
 		}
 	}
 	b := bytes.Replace(whole, []byte(`"format":1`), []byte(`"format":7`), 1)

@@ -17,6 +17,9 @@ import (
 // temporary begins the names of directories that are being filled.
 const temporary = ".unpacking-"
 
+// lockName is the file that is locked while something is unpacked.
+const lockName = ".lock"
+
 // Locate returns the directory that holds the files of the program at path,
 // unpacking them below dataDir if they are packed into it.
 func Locate(program, dataDir string) (string, error) {
@@ -53,10 +56,36 @@ func beside(program string) (string, error) {
 // it; older ones are removed. Safe to be called by several processes.
 func (a *Archive) Unpack(dataDir string) (string, error) {
 	parent := filepath.Join(dataDir, "data")
+	missing := missingDirs(parent)
+	dir, err := a.unpack(parent)
+	if err != nil && len(missing) > 0 {
+		// Nothing stays behind of what could not be done.
+		_ = os.Remove(filepath.Join(parent, lockName))
+		for _, d := range missing {
+			_ = os.Remove(d)
+		}
+	}
+	return dir, err
+}
+
+// missingDirs returns those of a directory and its parents that do not exist,
+// the lowest first.
+func missingDirs(dir string) []string {
+	var missing []string
+	for {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) || filepath.Dir(dir) == dir {
+			return missing
+		}
+		missing = append(missing, dir)
+		dir = filepath.Dir(dir)
+	}
+}
+
+func (a *Archive) unpack(parent string) (string, error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return "", err
 	}
-	unlock, err := lock(filepath.Join(parent, ".lock"))
+	unlock, err := lock(filepath.Join(parent, lockName))
 	if err != nil {
 		return "", err
 	}

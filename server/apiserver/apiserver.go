@@ -96,6 +96,8 @@ func defaults(cfg Config) map[string]string {
 		// One server needs no lease on the kubernetes Service's endpoints, renewed every ten seconds on
 		// the disk; this reconciler writes when something is wrong.
 		"endpoint-reconciler-type": "master-count",
+		// Nor a lease, of the same kind, on its place among peers of other versions.
+		"feature-gates": "UnknownVersionInteroperabilityProxy=false",
 	}
 	if cfg.AdvertiseAddress.IsLoopback() {
 		args["endpoint-reconciler-type"] = "none"
@@ -151,6 +153,8 @@ func (s *Server) Run(ctx context.Context, listener net.Listener, ready func()) e
 	for prefix, h := range s.handlers {
 		aggregator.GenericAPIServer.Handler.NonGoRestfulMux.HandlePrefix(prefix, h)
 	}
+	// How long a stop waits for requests under way; open watches never end by themselves.
+	aggregator.GenericAPIServer.ShutdownTimeout = 2 * time.Second
 	prepared, err := aggregator.PrepareRun()
 	if err != nil {
 		return fmt.Errorf("preparing to run: %w", err)

@@ -33,8 +33,8 @@ type cluster struct {
 	refused map[string]string
 	// A kind that has been defined is served after delay questions; pending are those still to come.
 	delay, pending int
-	patches []string
-	reviews []string
+	patches        []string
+	reviews        []string
 	// happened tells of each request that changes something.
 	happened chan string
 }

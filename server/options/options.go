@@ -11,10 +11,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// featureGates is a map: what a user says about one feature leaves the others as they are.
+const featureGates = "feature-gates"
+
 // Parse sets the flags in sets: to defaults, a map from flag name to value, and then to args, each of
-// the form "name=value", or "name" alone for a flag that is true. An argument replaces the default of the same name
-// altogether; given several times it accumulates where the component's flag does. flag is the name of
-// our own flag that carries args, for messages.
+// the form "name=value", or "name" alone for a flag that is true. An argument replaces the default of the same
+// name altogether, except feature-gates, which are added to; given several times it accumulates where the
+// component's flag does. flag is the name of our own flag that carries args, for messages.
 func Parse(flag string, sets map[string]*pflag.FlagSet, defaults map[string]string, args []string) error {
 	all := pflag.NewFlagSet(flag, pflag.ContinueOnError)
 	for _, s := range sets {
@@ -29,7 +32,7 @@ func Parse(flag string, sets map[string]*pflag.FlagSet, defaults map[string]stri
 		given[name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(defaults)) {
-		if given[name] {
+		if given[name] && name != featureGates {
 			continue
 		}
 		if err := all.Set(name, defaults[name]); err != nil {

@@ -1,12 +1,14 @@
 package options
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/spf13/pflag"
+	cliflag "k8s.io/component-base/cli/flag"
 )
 
 type component struct {
@@ -14,6 +16,7 @@ type component struct {
 	list  []string
 	on    bool
 	every time.Duration
+	gates map[string]string
 }
 
 func (c *component) sets() map[string]*pflag.FlagSet {
@@ -22,6 +25,7 @@ func (c *component) sets() map[string]*pflag.FlagSet {
 	a.StringSliceVar(&c.list, "list", nil, "")
 	b.BoolVar(&c.on, "on", false, "")
 	b.DurationVar(&c.every, "every", time.Second, "")
+	b.Var(cliflag.NewMapStringString(&c.gates), "feature-gates", "")
 	return map[string]*pflag.FlagSet{"a": a, "b": b}
 }
 
@@ -44,6 +48,16 @@ func TestParse(t *testing.T) {
 		if got.name != tc.want.name || !slices.Equal(got.list, tc.want.list) || got.on != tc.want.on || got.every != tc.want.every {
 			t.Errorf("%q: got %+v, want %+v", tc.args, got, tc.want)
 		}
+	}
+}
+
+func TestFeatureGatesAreAdded(t *testing.T) {
+	var c component
+	if err := Parse("x-arg", c.sets(), map[string]string{"feature-gates": "A=false,B=false"}, []string{"feature-gates=B=true", "feature-gates=C=true"}); err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"A": "false", "B": "true", "C": "true"}; !maps.Equal(c.gates, want) {
+		t.Errorf("got %v, want %v", c.gates, want)
 	}
 }
 

@@ -54,7 +54,7 @@ func Connect(kubeconfig []byte, address string) (*Cluster, error) {
 	config.Host = "https://" + address
 	config.QPS = -1
 	config.WarningHandler = rest.NoWarnings{} // Endpoints are deprecated, and read all the same
-	config.Timeout = 30 * time.Second // a server that was killed must not hold a client
+	config.Timeout = 30 * time.Second         // a server that was killed must not hold a client
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	client, err := rest.HTTPClientFor(config)

@@ -121,7 +121,7 @@ func TestService(t *testing.T) {
 	w.kubectl(t, ns, "delete", "pod", "--wait=false", w.pods(t, ns)[0].Name)
 	answers("after a pod was replaced", w.fetch)
 
-	client := w.namespace2(t, "client")
+	client := w.namespace(t, "client")
 	w.sleeper(t, client, "client")
 	answers("in a pod", func(ctx context.Context, url string) (string, error) {
 		out, err := w.Kubectl(ctx, "--namespace", client, "exec", "client", "--", "wget", "-T", "5", "-q", "-O", "-", url)

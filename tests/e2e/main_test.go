@@ -28,8 +28,8 @@ import (
 )
 
 var (
-	binary = flag.String("binary", "../../bin/dormouse", "the dormouse executable")
-	images = flag.String("images", "../../build/images", "directory with the image archives")
+	binaryFlag = flag.String("binary", "../../bin/dormouse", "the dormouse executable")
+	imagesFlag = flag.String("images", "../../build/images", "directory with the image archives")
 )
 
 // startPatience bounds the start of the node.
@@ -96,10 +96,10 @@ func startNode(t *testing.T) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	archives := append(broken, filepath.Join(*images, "web.tar.zst"), filepath.Join(*images, "web-v2.tar.zst"))
+	archives := append(broken, filepath.Join(*imagesFlag, "web.tar.zst"), filepath.Join(*imagesFlag, "web-v2.tar.zst"))
 	ctx, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
-	n, err := node.Start(ctx, node.Config{Binary: *binary, Images: archives, Name: nodeName})
+	n, err := node.Start(ctx, node.Config{Binary: *binaryFlag, Images: archives, Name: nodeName})
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func (w *world) finish(ctx context.Context) error {
 	if err := os.WriteFile(w.file("agent", "pod-manifests", "broken.yaml"), []byte("kind: Pod\nmetadata: [\n"), 0o600); err != nil {
 		return err
 	}
-	b, err := os.ReadFile(filepath.Join(*images, "busybox.tar"))
+	b, err := os.ReadFile(filepath.Join(*imagesFlag, "busybox.tar"))
 	if err != nil {
 		return err
 	}
@@ -167,10 +167,11 @@ func tail(file string) string {
 	return string(b)
 }
 
-// namespace makes a namespace for the test, in which pods can be made.
-func (w *world) namespace(t *testing.T) string {
+// namespace makes a namespace for the test, in which pods can be made. A second
+// one needs a further name.
+func (w *world) namespace(t *testing.T, further ...string) string {
 	t.Helper()
-	name := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))
+	name := strings.ToLower(strings.Join(append(strings.Split(t.Name(), "/"), further...), "-"))
 	if _, err := w.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -197,14 +198,20 @@ type result struct {
 	code           int
 }
 
-// run runs dormouse inside the node.
-func (w *world) run(t *testing.T, stdin string, args ...string) result {
+// command returns a command that runs dormouse inside the node.
+func (w *world) command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	path, err := filepath.Abs(*binary)
+	path, err := filepath.Abs(*binaryFlag)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return finished(t, w.Command(path, args...), stdin)
+	return w.Command(path, args...)
+}
+
+// run runs dormouse inside the node to its end.
+func (w *world) run(t *testing.T, stdin string, args ...string) result {
+	t.Helper()
+	return finished(t, w.command(t, args...), stdin)
 }
 
 // finished runs a command to its end.

@@ -55,7 +55,7 @@ var garbageCollector = Declaration{
 		"customresourcedefinitions.apiextensions.k8s.io": 0,
 		"apiservices.apiregistration.k8s.io":             0,
 	},
-	TimerSlack:  time.Hour, // its timer only reads discovery again
+	// No slack: what could not be deleted yet is tried again by timer.
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

@@ -20,8 +20,10 @@ type api struct {
 	changed chan struct{}
 	events  []string // event k has version k+2
 	results map[string]string
-	cut     int  // events after which each watch is ended; 0: never
-	gone    bool // versions are refused with 410
+	cut     int   // events after which each watch is ended; 0: never
+	refuse  []int // answers to the next watches; 0: none
+	watches int   // that were asked for
+	ended   int   // how often all watches were ended
 }
 
 func newAPI() *api {
@@ -41,7 +43,15 @@ func (a *api) put(typ, name, value string) {
 	a.announce()
 }
 
-// bookmark sends one to all watches.
+// endWatches ends every watch that has come to the present.
+func (a *api) endWatches() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended++
+	a.announce()
+}
+
+// announce wakes who waits for a change; api.mu is held.
 func (a *api) announce() {
 	close(a.changed)
 	a.changed = make(chan struct{})
@@ -96,18 +106,32 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	a.mu.Lock()
-	gone, cut := a.gone, a.cut
+	cut, answer := a.cut, 0
+	a.watches++
+	ended := a.ended
+	a.announce()
+	if len(a.refuse) > 0 {
+		answer, a.refuse = a.refuse[0], a.refuse[1:]
+	}
 	a.mu.Unlock()
-	if gone {
-		return respond(http.StatusGone, io.NopCloser(strings.NewReader("gone"))), nil
+	switch answer {
+	case 0:
+	case http.StatusOK: // which is not the last word
+		return respond(answer, io.NopCloser(strings.NewReader(`{"type":"ERROR","object":{"kind":"Status","code":410}}`+"\n"))), nil
+	default:
+		return respond(answer, io.NopCloser(strings.NewReader("refused"))), nil
 	}
 	pr, pw := io.Pipe()
 	go func() {
 		for n := from - 1; cut == 0 || n < from-1+cut; n++ {
 			a.mu.Lock()
 			for n >= len(a.events) {
-				changed := a.changed
+				changed, over := a.changed, a.ended != ended
 				a.mu.Unlock()
+				if over {
+					pw.Close()
+					return
+				}
 				select {
 				case <-changed:
 				case <-r.Context().Done():

@@ -205,6 +205,7 @@ func (g *guest) runForEvents() {
 	c := g.cause
 	g.mu.Unlock()
 	if g.mailbox.Empty() || g.state == Failed {
+		g.plane.enforceBudget() // a request was answered: the guest may be released now
 		return
 	}
 	g.idleSince = time.Now()
@@ -276,7 +277,8 @@ func (g *guest) heartbeatSlack(now time.Time, due time.Duration) time.Duration {
 
 // noteHeartbeat records an event of the declared heartbeat; guest.mu is held.
 func (g *guest) noteHeartbeat(x *exchange, ev event) {
-	if g.Heartbeat.Resource == "" || x.resource != g.Heartbeat.Resource || ev.UID == "" {
+	if ev.UID == "" || g.Heartbeat.Resource == "" || x.resource != g.Heartbeat.Resource ||
+		(g.Heartbeat.Namespace != "" && ev.Namespace != g.Heartbeat.Namespace) {
 		return
 	}
 	if ev.kind() == controllers.Deleted {

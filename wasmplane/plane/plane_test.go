@@ -403,16 +403,6 @@ func TestControllerThatReturns(t *testing.T) {
 	}
 }
 
-// TestWatchThatCannotBeRenewed: the guest hears of it and asks again itself.
-func TestWatchThatCannotBeRenewed(t *testing.T) {
-	a := newAPI()
-	p := start(t, t.TempDir(), a, controllers.Declaration{Name: "return"}, nil)
-	p.awaitState(t, Failed)
-	a.gone = true
-	p.stop()
-	a.gone = false
-}
-
 func TestStatusOverHTTP(t *testing.T) {
 	a := newAPI()
 	p := start(t, t.TempDir(), a, controllers.Declaration{Name: "panic", Identity: "system:x"}, func(_ *Config, h *Host) { h.Native = []string{"job-controller"} })

@@ -60,6 +60,7 @@ type Instance struct {
 	next     time.Duration // monotonic time of the guest's next timer; less than 0: none
 	image    int64         // bytes of linear memory that the module came with
 	exited   bool          // proc_exit was called
+	entries  []byte        // room for the page map, see own
 	output   output
 }
 

@@ -56,10 +56,13 @@ func (i *Instance) Resident() (int64, error) {
 }
 
 // own returns the indexes of the pages that are not, or no longer, shared with
-// the module's image.
+// the module's image. They are valid until the next step or call.
 func (i *Instance) own() (iter.Seq[int], error) {
 	n := int(i.MemorySize()) / PageSize
-	entries := make([]byte, 8*n)
+	if len(i.entries) < 8*n {
+		i.entries = make([]byte, 8*n)
+	}
+	entries := i.entries[:8*n]
 	base := uint64(uintptr(i.memory.Data(i.store))) / uint64(PageSize)
 	if _, err := i.code.pagemap.ReadAt(entries, int64(base*8)); err != nil {
 		return nil, fmt.Errorf("reading the page map: %w", err)

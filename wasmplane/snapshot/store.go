@@ -37,6 +37,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -124,6 +125,11 @@ type Clock struct {
 type Store struct {
 	db       *bbolt.DB
 	pageSize int
+	delay    time.Duration // batchDelay
+
+	mu     sync.Mutex
+	queue  []*change // for the next commit
+	broken error     // a commit panicked; bbolt may hold its locks for ever
 }
 
 // Identity is what all snapshots of a store have in common.
@@ -160,8 +166,7 @@ func open(path string, id Identity, pageSize int, dropped func(string)) (s *Stor
 	if err != nil {
 		return nil, err
 	}
-	db.MaxBatchDelay = 20 * time.Millisecond
-	s = &Store{db: db, pageSize: pageSize}
+	s = &Store{db: db, pageSize: pageSize, delay: batchDelay}
 	if err := s.adopt(id, dropped); err != nil {
 		db.Close()
 		return nil, err
@@ -300,15 +305,21 @@ func (s *Store) adopt(id Identity, dropped func(string)) error {
 }
 
 // Close closes the database.
-func (s *Store) Close() error { return s.db.Close() }
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != nil {
+		return s.broken
+	}
+	return s.db.Close()
+}
 
 // Save replaces a guest's snapshot. Of pages, which yields indexes in ascending
 // order, only those that changed are written. It returns when they are on disk,
 // with the number of bytes that were given to the database. Saves of several
 // goroutines share commits. pages may be called more than once.
 func (s *Store) Save(name string, head Head, clock Clock, pages iter.Seq2[int, []byte]) (written int, err error) {
-	defer faultToError(&err)()
-	err = s.db.Batch(func(tx *bbolt.Tx) error {
+	err = s.update(func(tx *bbolt.Tx) error {
 		written = 0
 		guest, err := tx.Bucket(guestsBucket).CreateBucketIfNotExists([]byte(name))
 		if err != nil {
@@ -337,9 +348,8 @@ func (s *Store) Save(name string, head Head, clock Clock, pages iter.Seq2[int, [
 }
 
 // SaveHead replaces the head of a snapshot whose pages stay as they are.
-func (s *Store) SaveHead(name string, head Head, clock Clock) (err error) {
-	defer faultToError(&err)()
-	err = s.db.Batch(func(tx *bbolt.Tx) error {
+func (s *Store) SaveHead(name string, head Head, clock Clock) error {
+	err := s.update(func(tx *bbolt.Tx) error {
 		guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
 		if guest == nil {
 			return ErrNotFound
@@ -372,9 +382,10 @@ type writer struct {
 	pageSize int
 	written  int
 
-	index uint32 // of the group under way
-	mask  uint16
-	raw   []byte // its pages
+	index  uint32 // of the group under way
+	mask   uint16
+	raw    []byte // its pages
+	packed []byte // the same, compressed
 }
 
 func (w *writer) all(pages iter.Seq2[int, []byte]) error {
@@ -414,9 +425,11 @@ func (w *writer) flush(stale map[string]bool) error {
 	w.head.Sum += hash
 	delete(stale, string(key))
 	if have := w.bucket.Get(key); len(have) < hashSize || binary.LittleEndian.Uint64(have) != hash {
-		b := binary.LittleEndian.AppendUint64(nil, hash)
+		w.packed = s2.Encode(w.packed[:cap(w.packed)], w.raw)
+		b := make([]byte, 0, hashSize+maskSize+len(w.packed)) // bbolt keeps it until the commit
+		b = binary.LittleEndian.AppendUint64(b, hash)
 		b = binary.LittleEndian.AppendUint16(b, w.mask)
-		b = append(b, s2.Encode(nil, w.raw)...)
+		b = append(b, w.packed...)
 		if err := w.bucket.Put(key, b); err != nil {
 			return err
 		}
@@ -555,9 +568,8 @@ func decodeGroup(k, v, raw []byte, pageSize int) (index int, mask uint16, pages 
 }
 
 // Drop removes a guest's snapshot, if it has one.
-func (s *Store) Drop(name string) (err error) {
-	defer faultToError(&err)()
-	err = s.db.Update(func(tx *bbolt.Tx) error {
+func (s *Store) Drop(name string) error {
+	err := s.update(func(tx *bbolt.Tx) error {
 		guests := tx.Bucket(guestsBucket)
 		if guests.Bucket([]byte(name)) == nil {
 			return nil
@@ -628,7 +640,9 @@ func decodeClock(b []byte) (c Clock, err error) {
 // Clock is what the last Save recorded; the zero Clock if there was none or it
 // cannot be read.
 func (s *Store) Clock() (c Clock) {
-	err := s.db.View(func(tx *bbolt.Tx) (err error) {
+	var err error
+	defer faultToError(&err)()
+	err = s.db.View(func(tx *bbolt.Tx) (err error) {
 		c, err = decodeClock(tx.Bucket(metaBucket).Get(clockKey))
 		return err
 	})

@@ -40,7 +40,7 @@ func openTest(t testing.TB, path string) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.db.MaxBatchDelay, s.db.NoSync = 0, true
+	s.delay, s.db.NoSync = 0, true
 	t.Cleanup(func() { s.Close() })
 	return s
 }
@@ -252,7 +252,7 @@ func TestOnlyChangesAreWritten(t *testing.T) {
 // TestManySaveAtATime: saves of several guests share commits and do not mix.
 func TestManySaveAtATime(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "snapshots.db"))
-	s.db.MaxBatchDelay = 5 * time.Millisecond
+	s.delay = 5 * time.Millisecond
 	var all sync.WaitGroup
 	for g := range 8 {
 		name := fmt.Sprint("guest-", g)
@@ -618,4 +618,68 @@ func FuzzDecodeGroup(f *testing.F) {
 			t.Errorf("group %d with mask %b has %d bytes", index, mask, len(pages))
 		}
 	})
+}
+
+// TestChangesThatFail: one bad change does not spoil those that share its commit.
+func TestChangesThatFail(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "snapshots.db"))
+	s.delay = 20 * time.Millisecond // enough for some to meet, not that it matters
+	var all sync.WaitGroup
+	for g := range 10 {
+		all.Go(func() {
+			name := fmt.Sprint("guest-", g)
+			if g%2 == 0 {
+				if err := s.SaveHead(name, Head{}, Clock{}); !errors.Is(err, ErrNotFound) {
+					t.Error(err)
+				}
+			} else if _, err := s.Save(name, Head{}, Clock{}, contents{}.all()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if names, err := s.Names(); err != nil || len(names) != 5 {
+		t.Errorf("%q, %v", names, err)
+	}
+}
+
+// TestFileShrinksUnderneath: pages that are mapped are gone. That costs the
+// snapshots, not the process, and nobody waits for ever.
+func TestFileShrinksUnderneath(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "snapshots.db")
+	s := openTest(t, path)
+	random := rand.New(rand.NewPCG(7, 8))
+	pages := contents{}
+	for k := range 1000 {
+		pages[k] = page(random)
+	}
+	if _, err := s.Save("a", Head{}, Clock{}, pages.all()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, int64(2*os.Getpagesize())); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := load(s, "a"); !errors.Is(err, ErrDamaged) {
+		t.Errorf("load: %v", err)
+	}
+	for range 2 {
+		if _, err := s.Save("a", Head{}, Clock{}, pages.all()); !errors.Is(err, ErrDamaged) {
+			t.Errorf("save: %v", err)
+		}
+	}
+	if err := s.Drop("a"); !errors.Is(err, ErrDamaged) {
+		t.Errorf("drop: %v", err)
+	}
+	if s.Size("a") != 0 || s.Clock() != (Clock{}) {
+		t.Error("there is something left to see")
+	}
+	if err := s.Close(); !errors.Is(err, ErrDamaged) {
+		t.Errorf("close: %v", err)
+	}
+	var said string
+	s, err := Open(path, testIdentity, pageSize, func(why string) { said = why })
+	if err != nil || said == "" {
+		t.Fatalf("opened again, %q: %v", said, err)
+	}
+	s.Close()
 }

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,8 +30,9 @@ const (
 )
 
 // structure walks a bbolt file without mapping it and checks that every page,
-// element and bucket lies within bounds. bbolt trusts these numbers and would
-// read outside of its map, which ends the process.
+// element and bucket lies within bounds, and what commits go by. bbolt trusts
+// these numbers: it would read outside of its map, or panic in a goroutine of its
+// own; either ends the process.
 type structure struct {
 	r        io.ReaderAt
 	pageSize uint64
@@ -51,7 +53,8 @@ func checkStructure(r io.ReaderAt, size int64, pageSize int) error {
 	if err := s.freelist(freelist); err != nil {
 		return err
 	}
-	return s.tree(root)
+	_, err = s.tree(root)
+	return err
 }
 
 // meta finds the newer of the two meta pages that are whole, by the same rules as
@@ -135,10 +138,11 @@ func (s *structure) freelist(id uint64) error {
 	return nil
 }
 
-func (s *structure) tree(id uint64) error {
+// tree checks a bucket's pages from id down, and returns the first key.
+func (s *structure) tree(id uint64) (first []byte, err error) {
 	flags, count, page, err := s.read(id)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch flags {
 	case branchFlag:
@@ -146,54 +150,77 @@ func (s *structure) tree(id uint64) error {
 	case leafFlag:
 		return s.leaf(id, count, page)
 	}
-	return fmt.Errorf("page %d is of unknown kind %#x", id, flags)
+	return nil, fmt.Errorf("page %d is of unknown kind %#x", id, flags)
 }
 
-// element checks where element k keeps its n bytes, and returns these.
-func element(page []byte, k int, pos, n uint64) ([]byte, bool) {
+// element returns the n bytes that element k keeps at pos, of which the first
+// ksize are its key; prev is the key before.
+func element(id uint64, page []byte, k int, pos, ksize, n uint64, prev []byte) ([]byte, error) {
 	at := uint64(pageHeaderSize+k*elementSize) + pos
-	if at+n > uint64(len(page)) {
-		return nil, false
+	if ksize == 0 || at+n > uint64(len(page)) {
+		return nil, fmt.Errorf("element %d of page %d is out of bounds", k, id)
 	}
-	return page[at : at+n], true
+	kv := page[at : at+n]
+	if k > 0 && bytes.Compare(prev, kv[:ksize]) >= 0 {
+		return nil, fmt.Errorf("element %d of page %d is out of order", k, id)
+	}
+	return kv, nil
 }
 
-func (s *structure) branch(id uint64, count int, page []byte) error {
+func (s *structure) branch(id uint64, count int, page []byte) (first []byte, err error) {
 	if pageHeaderSize+count*elementSize > len(page) || count == 0 {
-		return fmt.Errorf("page %d has %d elements", id, count)
+		return nil, fmt.Errorf("page %d has %d elements", id, count)
 	}
+	var key []byte
 	for k := range count {
 		e := page[pageHeaderSize+k*elementSize:]
-		pos, size := binary.LittleEndian.Uint32(e), binary.LittleEndian.Uint32(e[4:])
-		if _, ok := element(page, k, uint64(pos), uint64(size)); !ok {
-			return fmt.Errorf("element %d of page %d is out of bounds", k, id)
+		pos, size := uint64(binary.LittleEndian.Uint32(e)), uint64(binary.LittleEndian.Uint32(e[4:]))
+		if key, err = element(id, page, k, pos, size, size, key); err != nil {
+			return nil, err
 		}
-		if err := s.tree(binary.LittleEndian.Uint64(e[8:])); err != nil {
-			return err
+		// A commit finds a page in its parent by this key.
+		below, err := s.tree(binary.LittleEndian.Uint64(e[8:]))
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(key, below) {
+			return nil, fmt.Errorf("element %d of page %d does not have the first key of its page", k, id)
+		}
+		if k == 0 {
+			first = key
 		}
 	}
-	return nil
+	return first, nil
 }
 
-func (s *structure) leaf(id uint64, count int, page []byte) error {
+func (s *structure) leaf(id uint64, count int, page []byte) (first []byte, err error) {
 	if pageHeaderSize+count*elementSize > len(page) {
-		return fmt.Errorf("page %d has %d elements", id, count)
+		return nil, fmt.Errorf("page %d has %d elements", id, count)
 	}
+	var key []byte
 	for k := range count {
 		e := page[pageHeaderSize+k*elementSize:]
-		pos, ksize, vsize := binary.LittleEndian.Uint32(e[4:]), binary.LittleEndian.Uint32(e[8:]), binary.LittleEndian.Uint32(e[12:])
-		kv, ok := element(page, k, uint64(pos), uint64(ksize)+uint64(vsize))
-		if !ok {
-			return fmt.Errorf("element %d of page %d is out of bounds", k, id)
+		u32 := func(at int) uint64 { return uint64(binary.LittleEndian.Uint32(e[at:])) }
+		flags, pos, ksize, vsize := u32(0), u32(4), u32(8), u32(12)
+		kv, err := element(id, page, k, pos, ksize, ksize+vsize, key)
+		if err != nil {
+			return nil, err
 		}
-		if binary.LittleEndian.Uint32(e)&bucketElement == 0 {
-			continue
+		key = kv[:ksize]
+		if k == 0 {
+			first = key
 		}
-		if err := s.bucket(id, kv[ksize:]); err != nil {
-			return err
+		switch flags {
+		case 0:
+		case bucketElement:
+			if err := s.bucket(id, kv[ksize:]); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, fmt.Errorf("element %d of page %d is of unknown kind %#x", k, id, flags)
 		}
 	}
-	return nil
+	return first, nil
 }
 
 // bucket follows a bucket to its pages, or into the page that is part of it.
@@ -202,11 +229,15 @@ func (s *structure) bucket(id uint64, b []byte) error {
 		return fmt.Errorf("page %d has a bucket of %d bytes", id, len(b))
 	}
 	if root := binary.LittleEndian.Uint64(b); root != 0 {
-		return s.tree(root)
+		_, err := s.tree(root)
+		return err
 	}
 	inline := b[bucketSize:]
-	if len(inline) < pageHeaderSize || binary.LittleEndian.Uint16(inline[8:]) != leafFlag {
+	if len(inline) < pageHeaderSize || binary.LittleEndian.Uint16(inline[8:]) != leafFlag ||
+		// A commit frees the page with this number, if there is one.
+		binary.LittleEndian.Uint64(inline) != 0 || binary.LittleEndian.Uint32(inline[12:]) != 0 {
 		return fmt.Errorf("page %d has a bucket without a page", id)
 	}
-	return s.leaf(id, int(binary.LittleEndian.Uint16(inline[10:])), inline)
+	_, err := s.leaf(id, int(binary.LittleEndian.Uint16(inline[10:])), inline)
+	return err
 }

@@ -82,7 +82,7 @@ func (d *damaged) try(what string, file []byte) outcome {
 		return outcome{}
 	}
 	defer s.Close()
-	s.db.MaxBatchDelay, s.db.NoSync = 0, true
+	s.delay, s.db.NoSync = 0, true
 	var o outcome
 	if _, err := os.Stat(path + ".damaged"); err == nil {
 		o.aside = true
@@ -276,15 +276,15 @@ func TestOtherLayouts(t *testing.T) {
 	}
 }
 
-// FuzzCheckStructure: what checkStructure accepts, bbolt can read from end to end.
-// A fault would end the process. The input is a list of bytes to change in a sound
-// file, four for each: its page, its place there (two), and its new value. The
-// checksums of the meta pages are made right again.
+// FuzzCheckStructure: what checkStructure accepts, bbolt can read from end to end,
+// and what Open accepts can be used. A fault would end the process. The input is a
+// list of bytes to change in a sound file, four for each: its page, its place there
+// (two), and its new value. The checksums of the meta pages are made right again.
 func FuzzCheckStructure(f *testing.F) {
-	sound := newDamaged(f, 1).file
+	d := newDamaged(f, 1)
 	size := os.Getpagesize()
 	f.Add([]byte{})
-	for page := range len(sound) / size {
+	for page := range len(d.file) / size {
 		f.Add([]byte{byte(page), 0, 8, 2, byte(page), 0, 10, 99})  // flags and count
 		f.Add([]byte{byte(page), 0, 12, 1, byte(page), 0, 20, 99}) // overflow and the first element
 	}
@@ -292,7 +292,7 @@ func FuzzCheckStructure(f *testing.F) {
 	f.Add([]byte{0, 0, 16 + 40, 9, 1, 0, 16 + 32, 3}) // pages in use, free list
 	path := filepath.Join(f.TempDir(), "fuzz.db")
 	f.Fuzz(func(t *testing.T, changes []byte) {
-		file := bytes.Clone(sound)
+		file := bytes.Clone(d.file)
 		for ; len(changes) >= 4; changes = changes[4:] {
 			at := int(changes[0])*size + int(binary.BigEndian.Uint16(changes[1:]))%size
 			file[at%len(file)] = changes[3]
@@ -311,21 +311,21 @@ func FuzzCheckStructure(f *testing.F) {
 		}
 		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true})
 		if err != nil {
-			return
+			t.Fatal(err)
 		}
 		defer db.Close()
 		read := 0
 		err = db.View(func(tx *bbolt.Tx) error {
-			for range tx.Check() {
-			}
 			return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
 				read += readAll(b)
 				return nil
 			})
 		})
 		if err != nil {
-			t.Log(err)
+			t.Fatal(err)
 		}
+		d.t = t
+		d.try("changes", file)
 	})
 }
 

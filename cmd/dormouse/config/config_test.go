@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
 // load is a start with the given command line, environment and files; the first file is the main one.
@@ -30,7 +32,9 @@ func load(t *testing.T, args []string, env map[string]string, files ...string) (
 	c := Default()
 	c.ConfigFile = main
 	fs := c.Flags()
-	if err := fs.Parse(args); err != nil {
+	command := pflag.NewFlagSet("command", pflag.ContinueOnError) // as cobra does it
+	command.AddFlagSet(fs)
+	if err := command.Parse(args); err != nil {
 		return c, nil, err
 	}
 	notes, err := c.Load(fs, func(k string) (string, bool) { v, ok := env[k]; return v, ok })

@@ -23,9 +23,9 @@ const configFlag = "config"
 // errors. c is of no use after an error.
 func (c *Config) Load(flags *pflag.FlagSet, lookupEnv func(string) (string, bool)) (notes []string, err error) {
 	settled := map[string]bool{}
-	flags.Visit(func(f *pflag.Flag) { settled[f.Name] = true })
 	flags.VisitAll(func(f *pflag.Flag) {
-		if settled[f.Name] || err != nil || flags.Lookup(f.Name).Value == nil || !isKey(f) {
+		// Not Visit, which does not know of flags that were parsed as part of another set.
+		if settled[f.Name] = f.Changed; f.Changed || err != nil || !isKey(f) {
 			return
 		}
 		suffix := strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))

@@ -26,7 +26,7 @@ const (
 	// discoveryPeriod is how often the collector looks for new kinds of
 	// resources without a sign of any. Upstream asks each 30 seconds; here the
 	// definitions of kinds are watched.
-	discoveryPeriod = 10 * time.Minute
+	discoveryPeriod = time.Hour
 	// discoveryDelay is how long the API server takes to show a kind after the
 	// object that defines it has changed.
 	discoveryDelay = 2 * time.Second

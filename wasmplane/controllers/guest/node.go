@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 
+	"k8s.io/kubernetes/pkg/controller"
 	"k8s.io/kubernetes/pkg/controller/nodeipam"
 	"k8s.io/kubernetes/pkg/controller/nodeipam/ipam"
 	"k8s.io/kubernetes/pkg/controller/nodelifecycle"
@@ -98,6 +99,11 @@ func newNodeLifecycle(ctx context.Context, env *environment) (func(context.Conte
 }
 
 func newTaintEviction(ctx context.Context, env *environment) (func(context.Context), error) {
+	// In kube-controller-manager the informer is shared with the node lifecycle
+	// controller, which adds the index that this one relies on.
+	if err := controller.AddPodNodeNameIndexer(env.informers.Core().V1().Pods().Informer()); err != nil {
+		return nil, err
+	}
 	c, err := tainteviction.New(
 		ctx,
 		env.client,

@@ -33,6 +33,11 @@ func init() {
 		}
 	}))
 	guest.Register("recurse", onEvent(func() { fmt.Println(recurse(1)) }))
+	guest.Register("restless", func(context.Context, abi.Start) error {
+		for {
+			time.Sleep(time.Millisecond)
+		}
+	})
 	guest.Register("return", func(context.Context, abi.Start) error { return fmt.Errorf("it does not want to") })
 }
 
@@ -126,6 +131,12 @@ func follow(ctx context.Context, f func(watchEvent) error) error {
 			var e watchEvent
 			if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 				return err
+			}
+			if e.Type == "ERROR" { // goes on from the last version, as a reflector with luck
+				if err := put(ctx, "/results/error", lines.Text()); err != nil {
+					return err
+				}
+				break
 			}
 			if err := f(e); err != nil {
 				return err

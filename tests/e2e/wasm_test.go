@@ -1,0 +1,168 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dormouse-k8s/dormouse/tests/cluster"
+)
+
+// list is `dormouse wasm list -o json`.
+func (w *world) list(t *testing.T) map[string]cluster.Controller {
+	t.Helper()
+	r := w.run(t, "", "wasm", "list", "-o", "json")
+	var answer struct{ Controllers []cluster.Controller }
+	if r.code != 0 || r.stderr != "" || json.Unmarshal([]byte(r.stdout), &answer) != nil {
+		t.Fatalf("wasm list -o json gives %+v", r)
+	}
+	byName := map[string]cluster.Controller{}
+	for _, c := range answer.Controllers {
+		byName[c.Name] = c
+	}
+	return byName
+}
+
+// TestWasmList: all guests are listed, go to sleep when there is nothing to do,
+// and say why they were last awake; what runs natively is listed too.
+func TestWasmList(t *testing.T) {
+	w := theNode(t)
+	cluster.Eventually(t, "the controllers do not go to sleep", w.Asleep)
+	all := w.list(t)
+	for _, name := range cluster.Guests {
+		c, ok := all[name]
+		if !ok {
+			t.Errorf("%s is not listed", name)
+			continue
+		}
+		// A guest may have woken since.
+		asleep := c.State == "asleep" && c.ResidentBytes == 0 && c.SnapshotBytes > 0
+		if !asleep && !slices.Contains([]string{"awake", "warm"}, c.State) || c.LastError != "" || c.Restarts != 0 ||
+			!strings.HasPrefix(c.Identity, "system:serviceaccount:kube-system:") || c.Module == "" {
+			t.Errorf("%+v", c)
+		}
+		if c.Wakes > 0 && (c.LastWake == nil || c.LastWakeReason == "") {
+			t.Errorf("%s was woken %d times without a reason: %+v", name, c.Wakes, c)
+		}
+		delete(all, name)
+	}
+	for name, c := range all {
+		if c.State != "native" {
+			t.Errorf("%s is no guest, and %+v", name, c)
+		}
+	}
+	for _, name := range []string{"kube-scheduler", "daemonset-controller", "job-controller"} {
+		if _, ok := all[name]; !ok {
+			t.Errorf("%s, which runs natively, is not listed", name)
+		}
+	}
+	for _, format := range []string{"table", "wide"} {
+		r := w.run(t, "", "wasm", "list", "-o", format)
+		if lines := strings.Split(r.stdout, "\n"); r.code != 0 || !strings.HasPrefix(lines[0], "NAME ") || len(lines) < len(cluster.Guests) {
+			t.Errorf("wasm list -o %s gives %+v", format, r)
+		}
+	}
+}
+
+// TestWasmWakes: an event wakes those whom it concerns, and the reason says which it was.
+func TestWasmWakes(t *testing.T) {
+	w := theNode(t)
+	ns := w.namespace(t)
+	cluster.Eventually(t, "the controllers do not go to sleep", w.Asleep)
+	before := w.list(t)
+	w.kubectl(t, ns, "create", "deployment", "one", "--image="+web1, "--replicas=0")
+	cluster.Eventually(t, "the replica set", func(ctx context.Context) error {
+		sets, err := w.AppsV1().ReplicaSets(ns).List(ctx, metav1.ListOptions{})
+		if err == nil && len(sets.Items) != 1 {
+			err = fmt.Errorf("there are %d", len(sets.Items))
+		}
+		return err
+	})
+	// The deployment controller may have run on since, for events of its own making.
+	after := w.list(t)["deployment-controller"]
+	if after.Wakes <= before["deployment-controller"].Wakes || !strings.Contains(after.LastWakeReason, ns) {
+		t.Errorf("after the creation of a deployment: %+v", after)
+	}
+}
+
+// TestWasmCommands: single controllers can be looked at, woken and put to sleep,
+// and what is impossible is said in a line.
+func TestWasmCommands(t *testing.T) {
+	w := theNode(t)
+	const name = "node-ipam-controller"
+	cluster.Eventually(t, "the controllers do not go to sleep", w.Asleep)
+	var detail struct {
+		cluster.Controller
+		Streams     []struct{ URL, Revision string }
+		MemoryLimit int64
+	}
+	r := w.run(t, "", "wasm", "inspect", name)
+	if err := json.Unmarshal([]byte(r.stdout), &detail); r.code != 0 || err != nil || detail.Name != name || len(detail.Streams) == 0 || detail.MemoryLimit == 0 {
+		t.Errorf("inspect: %v: %+v", err, r)
+	}
+	wakes := detail.Wakes
+	if r = w.run(t, "", "wasm", "wake", name); r.code != 0 || r.stderr != "" {
+		t.Errorf("wake: %+v", r)
+	}
+	if c := w.list(t)[name]; c.Wakes <= wakes || c.LastWakeReason == "" {
+		t.Errorf("after wake: %+v", c)
+	}
+	// Something may just be going on.
+	cluster.Eventually(t, "evict", func(context.Context) error {
+		if r := w.run(t, "", "wasm", "evict", name); r.code != 0 || r.stderr != "" {
+			return fmt.Errorf("%+v", r)
+		}
+		if c := w.list(t)[name]; c.State != "asleep" || c.ResidentBytes != 0 {
+			return fmt.Errorf("after evict: %+v", c)
+		}
+		return nil
+	})
+	if r = w.run(t, "", "wasm", "inspect", "kube-scheduler"); r.code != 0 || !strings.Contains(r.stdout, "native") {
+		t.Errorf("inspect of what runs natively: %+v", r)
+	}
+
+	for _, args := range [][]string{
+		{"inspect", "no-such-controller"}, {"wake", "no-such-controller"}, {"evict", "no-such-controller"},
+		{"wake", "kube-scheduler"}, {"evict", "kube-scheduler"},
+	} {
+		r := w.run(t, "", append([]string{"wasm"}, args...)...)
+		if r.code != 1 || r.stdout != "" || !strings.Contains(r.stderr, args[1]) || strings.Count(r.stderr, "\n") != 1 {
+			t.Errorf("wasm %v: %+v, want exit code 1 and one line with the name", args, r)
+		}
+	}
+}
+
+// TestMetrics: the plane's metrics are among the API server's.
+func TestMetrics(t *testing.T) {
+	w := theNode(t)
+	code, body, err := w.Request(t.Context(), http.MethodGet, "/metrics")
+	if err != nil || code != http.StatusOK {
+		t.Fatalf("status %d, %v", code, err)
+	}
+	const some = `\{controller="deployment-controller"[^}]*\} \d`
+	for _, sample := range []string{
+		`dormouse_wasm_wakes_total\{controller="deployment-controller",reason="(event|start|timer|command)"\} \d`,
+		`dormouse_wasm_wake_seconds_bucket\{le="0.025"\} \d`,
+		`dormouse_wasm_save_seconds_bucket\{le="0.025"\} \d`,
+		`dormouse_wasm_snapshot_bytes` + some,
+		`dormouse_wasm_resident_bytes` + some,
+		`dormouse_wasm_snapshot_written_bytes_total \d`,
+		`dormouse_wasm_state` + some,
+	} {
+		if !regexp.MustCompile(`(?m)^` + sample).Match(body) {
+			t.Errorf("no sample %s", sample)
+		}
+	}
+	// A counter that never counted has no samples, and nothing should have failed.
+	if bytes.Contains(body, []byte("\ndormouse_wasm_restarts_total{")) {
+		t.Error("a guest was restarted")
+	}
+}

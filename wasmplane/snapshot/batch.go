@@ -1,0 +1,80 @@
+package snapshot
+
+import (
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// batchDelay is how long a change waits for others to share its commit: each costs
+// the disk two waits and some pages. bbolt's own Batch commits in a goroutine of
+// its own, where a panic over a damaged page ends the process.
+const batchDelay = 20 * time.Millisecond
+
+// change is what one caller wants done.
+type change struct {
+	apply func(*bbolt.Tx) error
+	err   error
+	done  chan struct{}
+}
+
+// update applies f in a transaction, which it shares with other goroutines. f may
+// be called more than once.
+func (s *Store) update(f func(*bbolt.Tx) error) error {
+	c := &change{apply: f, done: make(chan struct{})}
+	s.mu.Lock()
+	s.queue = append(s.queue, c)
+	leads := len(s.queue) == 1
+	s.mu.Unlock()
+	if leads {
+		time.Sleep(s.delay)
+		s.mu.Lock()
+		all := s.queue
+		s.queue = nil
+		s.mu.Unlock()
+		s.commit(all)
+	}
+	<-c.done
+	return c.err
+}
+
+// commit applies all changes together, or else each for itself.
+func (s *Store) commit(all []*change) {
+	err := s.transact(all)
+	for _, c := range all {
+		c.err = err
+		if err != nil && len(all) > 1 {
+			c.err = s.transact([]*change{c})
+		}
+		close(c.done)
+	}
+}
+
+func (s *Store) transact(all []*change) error {
+	s.mu.Lock()
+	broken := s.broken
+	s.mu.Unlock()
+	if broken != nil {
+		return broken
+	}
+	panicked := true
+	err := func() (err error) {
+		defer faultToError(&err)()
+		err = s.db.Update(func(tx *bbolt.Tx) error {
+			for _, c := range all {
+				if err := c.apply(tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		panicked = false
+		return err
+	}()
+	if panicked {
+		s.mu.Lock()
+		s.broken = err
+		s.mu.Unlock()
+	}
+	return err
+}
