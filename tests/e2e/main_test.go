@@ -9,8 +9,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -263,10 +265,22 @@ func (w *world) pods(t *testing.T, namespace string) []corev1.Pod {
 	return pods.Items
 }
 
-// fetch gets a page from inside the node.
+// fetch gets a page from inside the node, with a connection of its own.
 func (w *world) fetch(ctx context.Context, url string) (string, error) {
-	out, err := w.Exec(ctx, "/bin/busybox", "wget", "-T", "5", "-q", "-O", "-", url)
-	return strings.TrimSpace(out), err
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: w.Dial, DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return strings.TrimSpace(string(body)), err
 }
 
 // sleeper makes a pod that does nothing and ends when it is told to, and waits until it runs.

@@ -31,11 +31,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/vishvananda/netns"
 )
 
 // Paths inside the node.
@@ -239,6 +242,34 @@ func (n *Node) Exec(ctx context.Context, name string, args ...string) (string, e
 // Kubectl runs the binary's built-in kubectl inside the node.
 func (n *Node) Kubectl(ctx context.Context, args ...string) (string, error) {
 	return n.Exec(ctx, n.config.Binary, append([]string{"kubectl"}, args...)...)
+}
+
+// Dial connects to an address, which is an IP address and a port, as a program
+// inside the node would.
+func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	// A thread that cannot go back to its network ends with its goroutine.
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread()
+		inside, err := netns.GetFromPid(n.init)
+		if err != nil {
+			done <- result{nil, err}
+			return
+		}
+		defer inside.Close()
+		if err := netns.Set(inside); err != nil {
+			done <- result{nil, err}
+			return
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
 }
 
 // LogFile is where the server's output goes, of all its runs.

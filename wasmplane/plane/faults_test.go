@@ -163,6 +163,10 @@ func TestBudgetReleasesAll(t *testing.T) {
 		awaitValue(t, apis[name], "x", "1")
 	}
 	p.await(t, "sleep", asleep)
+	if err := p.guest().command(t.Context(), commandWake); err != nil { // no request follows
+		t.Fatal(err)
+	}
+	p.await(t, "sleep", asleep)
 }
 
 // TestSaveFails: a guest that cannot be saved stays, works, and is saved when that

@@ -221,6 +221,18 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestBudgetWhenAnswered: a guest that could not leave because of a request is asked
+// again once that is answered.
+func TestBudgetWhenAnswered(t *testing.T) {
+	b := newBare(t, controllers.Declaration{}, nil)
+	b.plane.config.MemoryBudget = 1
+	b.state, b.stats.ResidentBytes = Warm, 2
+	b.runForEvents()
+	if len(b.pressure) == 0 {
+		t.Error("it stays")
+	}
+}
+
 func TestClockRunsOn(t *testing.T) {
 	c := newClock()
 	first := c.now()

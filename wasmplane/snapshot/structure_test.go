@@ -217,6 +217,85 @@ func TestNewerMetaPageDecides(t *testing.T) {
 	}
 }
 
+// TestStructureRefuses has numbers that a commit would go by, each wrong in one
+// place.
+func TestStructureRefuses(t *testing.T) {
+	d := newDamaged(t, 3)
+	size := os.Getpagesize()
+	u16, u32, u64 := binary.LittleEndian.Uint16, binary.LittleEndian.Uint32, binary.LittleEndian.Uint64
+	meta := func(file []byte) []byte { // the newer one
+		m0, m1 := file[pageHeaderSize:][:metaSize], file[size+pageHeaderSize:][:metaSize]
+		if u64(m1[48:]) > u64(m0[48:]) {
+			return m1
+		}
+		return m0
+	}
+	at := func(file []byte, id uint64) []byte { return file[int(id)*size:] }
+	root := func(file []byte) []byte { return at(file, u64(meta(file)[16:])) }
+	// value of an element of a leaf, by its key.
+	value := func(page []byte, key string) []byte {
+		t.Helper()
+		for k := range int(u16(page[10:])) {
+			e := page[pageHeaderSize+k*elementSize:]
+			pos, ksize := u32(e[4:]), u32(e[8:])
+			if string(e[pos:pos+ksize]) == key {
+				return e[pos+ksize:]
+			}
+		}
+		t.Fatalf("no key %q", key)
+		return nil
+	}
+	inline := func(file []byte) []byte { return value(root(file), "meta")[bucketSize:] }
+	branch := func(file []byte) []byte {
+		guest := value(at(file, u64(value(root(file), "guests"))), "guest-1")
+		page := at(file, u64(value(at(file, u64(guest)), "pages")))
+		if u16(page[8:]) != branchFlag {
+			t.Fatal("the pages of guest-1 have no branch")
+		}
+		return page
+	}
+	element := func(page []byte, k int) []byte { return page[pageHeaderSize+k*elementSize:] }
+	put16, put32, put64 := binary.LittleEndian.PutUint16, binary.LittleEndian.PutUint32, binary.LittleEndian.PutUint64
+	for name, change := range map[string]func(file []byte){
+		"number of an inline page":      func(f []byte) { put64(inline(f), 9) },
+		"overflow of an inline page":    func(f []byte) { put32(inline(f)[12:], 1) },
+		"kind of an inline page":        func(f []byte) { put16(inline(f)[8:], branchFlag) },
+		"count of an inline page":       func(f []byte) { put16(inline(f)[10:], 999) },
+		"empty key":                     func(f []byte) { put32(element(inline(f), 0)[8:], 0) },
+		"order in an inline page":       func(f []byte) { e := element(inline(f), 0); e[u32(e[4:])] = 'z' },
+		"kind of an element":            func(f []byte) { put32(element(inline(f), 0), 0x40) },
+		"value becomes a bucket":        func(f []byte) { put32(element(inline(f), 0), bucketElement) },
+		"place of an element":           func(f []byte) { put32(element(inline(f), 0)[4:], 1<<31) },
+		"size of a value":               func(f []byte) { put32(element(inline(f), 0)[12:], 1<<32-1) },
+		"key in a branch":               func(f []byte) { e := element(branch(f), 1); e[u32(e)+3] ^= 1 },
+		"order in a branch":             func(f []byte) { e := element(branch(f), 1); e[u32(e)] = 0xff },
+		"empty branch":                  func(f []byte) { put16(branch(f)[10:], 0) },
+		"page of a branch":              func(f []byte) { put64(element(branch(f), 1)[8:], 1<<60) },
+		"page of a branch, a meta page": func(f []byte) { put64(element(branch(f), 1)[8:], 1) },
+		"page used twice":               func(f []byte) { b := branch(f); put64(element(b, 1)[8:], u64(element(b, 0)[8:])) },
+		"overflow":                      func(f []byte) { put32(branch(f)[12:], 1<<31) },
+		"kind of a page":                func(f []byte) { put16(branch(f)[8:], 3) },
+		"free page in use":              func(f []byte) { put64(at(f, u64(meta(f)[32:]))[pageHeaderSize:], u64(meta(f)[16:])) },
+		"more free pages than fit":      func(f []byte) { put16(at(f, u64(meta(f)[32:]))[10:], 0xfffe) },
+		"many more free pages than fit": func(f []byte) { p := at(f, u64(meta(f)[32:])); put16(p[10:], 0xffff); put64(p[16:], 1<<62) },
+		"list of free pages is no list": func(f []byte) { put16(at(f, u64(meta(f)[32:]))[8:], leafFlag) },
+		"no list of free pages":         func(f []byte) { put64(meta(f)[32:], 1<<64-1) },
+		"more pages than there are":     func(f []byte) { put64(meta(f)[40:], 1<<62) },
+		"pages of another size":         func(f []byte) { put32(meta(f)[8:], uint32(2*size)) },
+	} {
+		file := bytes.Clone(d.file)
+		change(file)
+		sum := fnv.New64a()
+		sum.Write(meta(file)[:metaSize-8])
+		put64(meta(file)[metaSize-8:], sum.Sum64())
+		if err := checkStructure(bytes.NewReader(file), int64(len(file)), size); err == nil {
+			t.Errorf("%s: accepted", name)
+		} else {
+			t.Logf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestOtherLayouts: a file that bbolt finds nothing wrong with need not be a store.
 func TestOtherLayouts(t *testing.T) {
 	put := func(b interface{ Put(k, v []byte) error }, k string) error { return b.Put([]byte(k), []byte("x")) }
