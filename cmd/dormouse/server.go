@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -66,7 +65,7 @@ func runServer(ctx context.Context, c *config.Config, notes []string, stderr io.
 	log := setUpLogging(stderr, c.Debug)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	freeStartMemory := collectEagerly()
+	memory := keepMemorySmall()
 
 	var files payloadDir
 	if node != nil || c.ControllerMode == config.ModeWasm {
@@ -99,14 +98,14 @@ func runServer(ctx context.Context, c *config.Config, notes []string, stderr io.
 		}})
 		needs = append(needs, "agent")
 	}
-	services = append(services, service.Service{Name: "ready", Needs: needs, Run: func(_ context.Context, ready func()) error {
+	services = append(services, service.Service{Name: "ready", Needs: needs, Run: func(ctx context.Context, ready func()) error {
 		log.started.Store(true)
 		logrus.Info("dormouse is up and running")
 		if err := systemd.send("READY=1"); err != nil {
-			return err
+			logrus.Warn(err)
 		}
 		ready()
-		freeStartMemory()
+		memory.run(ctx)
 		return nil
 	}})
 
@@ -225,17 +224,4 @@ func firstAddress(v4 bool) net.IP {
 		}
 	}
 	return loopback
-}
-
-// gcPercent is the garbage collector's target: less memory for a little more CPU than Go's default of 100.
-const gcPercent = 50
-
-// collectEagerly keeps the heap small, and returns what gives back to the system what only the start
-// needed. Who sets GOGC decides for himself.
-func collectEagerly() func() {
-	if os.Getenv("GOGC") != "" {
-		return func() {}
-	}
-	debug.SetGCPercent(gcPercent)
-	return debug.FreeOSMemory
 }
