@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/dormouse-k8s/dormouse/agent"
 	"github.com/dormouse-k8s/dormouse/cmd/dormouse/config"
 	"github.com/dormouse-k8s/dormouse/internal/payload"
@@ -30,8 +32,9 @@ func unpack(dataDir string) (payloadDir, error) {
 
 // node is the agent of this process.
 type node struct {
-	cfg agent.Config
-	url string
+	cfg        agent.Config
+	url        string
+	kubeconfig string // the administrator's
 }
 
 // newNode checks whether this machine can be a node and returns it, or nil if it is not to be one.
@@ -56,7 +59,7 @@ func newNode(c *config.Config, url string) (*node, error) {
 		KubeProxyArgs: c.KubeProxyArg,
 		Debug:         c.Debug,
 	}
-	return &node{cfg, url}, agent.Check(cfg)
+	return &node{cfg, url, c.WriteKubeconfig}, agent.Check(cfg)
 }
 
 // run runs the agent, whose credentials the server in this process issues.
@@ -74,6 +77,11 @@ func (n *node) run(ctx context.Context, files payloadDir, ready func()) error {
 	cfg.ImageDirs = []string{string(files)} // the pause image
 	cfg.KubeletKubeconfig, cfg.KubeProxyKubeconfig = cred.KubeletKubeconfig, cred.KubeProxyKubeconfig
 	cfg.ClientCA, cfg.ServingCert, cfg.ServingKey = cred.ClientCA, cred.ServingCert, cred.ServingKey
-	cfg.Ready = ready
+	cfg.Ready = func() {
+		if err := server.LabelControlPlane(ctx, n.kubeconfig, n.cfg.NodeName); err != nil {
+			logrus.Warn(err)
+		}
+		ready()
+	}
 	return agent.Run(ctx, cfg)
 }

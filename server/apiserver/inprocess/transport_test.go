@@ -117,6 +117,9 @@ func TestRequestReachesHandlerAndStaysIntact(t *testing.T) {
 	}
 }
 
+// closeNotifier is http.CloseNotifier, deprecated and what the API server looks for.
+type closeNotifier interface{ CloseNotify() <-chan bool }
+
 func TestWatchDeliversEachEventAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		next := make(chan string)
@@ -160,7 +163,7 @@ func TestCancelAndCloseReachTheHandler(t *testing.T) {
 				notified := make(chan bool, 1)
 				tr := transport(func(w http.ResponseWriter, req *http.Request) {
 					w.(http.Flusher).Flush()
-					notified <- <-w.(http.CloseNotifier).CloseNotify()
+					notified <- <-w.(closeNotifier).CloseNotify()
 					<-req.Context().Done()
 					_, err := io.WriteString(w, "late")
 					ended <- err
