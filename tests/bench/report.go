@@ -35,7 +35,8 @@ type Plane struct {
 	Wakes       map[string]int `json:"wakes"`    // by class of reason
 	Restarts    map[string]int `json:"restarts"` // by reason
 	// Restless are controllers that did not stay asleep when told to, with the reason of their last wake.
-	Restless map[string]string `json:"restless,omitempty"`
+	Restless  map[string]string `json:"restless,omitempty"`
+	Snapshots map[string]int64  `json:"snapshots"` // bytes, by controller
 }
 
 // Histogram is a distribution.
@@ -53,8 +54,13 @@ func planeFigures(ctx context.Context, s *server) (*Plane, error) {
 	if err != nil {
 		return nil, err
 	}
+	guests, err := s.guests(ctx)
+	if err != nil {
+		return nil, err
+	}
 	p := &Plane{
 		Restless:    s.restless,
+		Snapshots:   map[string]int64{},
 		WakeSeconds: histogram(families["dormouse_wasm_wake_seconds"]),
 		SaveSeconds: histogram(families["dormouse_wasm_save_seconds"]),
 		Wakes:       byReason(families["dormouse_wasm_wakes_total"]),
@@ -62,6 +68,9 @@ func planeFigures(ctx context.Context, s *server) (*Plane, error) {
 	}
 	for _, m := range families["dormouse_wasm_snapshot_written_bytes_total"].GetMetric() {
 		p.Written += m.GetCounter().GetValue()
+	}
+	for _, g := range guests {
+		p.Snapshots[g.Name] = g.SnapshotBytes
 	}
 	return p, nil
 }
@@ -219,6 +228,13 @@ func (r *Report) print(out io.Writer) {
 		}
 		t.Flush()
 		fmt.Fprintf(out, "wakes: %s; restarts: %s; %s of snapshots written\n", reasonsText(p.Wakes), reasonsText(p.Restarts), bytesText(int64(p.Written)))
+		total, largest := int64(0), ""
+		for name, size := range p.Snapshots {
+			if total += size; largest == "" || size > p.Snapshots[largest] {
+				largest = name
+			}
+		}
+		fmt.Fprintf(out, "%d snapshots, together %s, the largest %s with %s\n", len(p.Snapshots), bytesText(total), largest, bytesText(p.Snapshots[largest]))
 		for _, name := range slices.Sorted(maps.Keys(p.Restless)) {
 			fmt.Fprintf(out, "%s does not stay asleep: %s\n", name, p.Restless[name])
 		}

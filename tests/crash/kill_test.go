@@ -24,8 +24,7 @@ func TestKill9DuringRollouts(t *testing.T) {
 	apply(t.Context(), t, s.Cluster, "crash", 4, 3)
 	clients := newWriters(s.Cluster, "crash", 4, 3, choose)
 	killed(t, s, clients, choose, *kills)
-	s.settled("crash")
-	s.healthy()
+	s.rests("crash")
 }
 
 // killed kills the server and starts it again a number of times, while clients write.
@@ -71,6 +70,5 @@ func TestEvictionsDuringRollouts(t *testing.T) {
 	churn(t, s, choose, 15*time.Second)
 	stop()
 	clients.verify(t)
-	s.settled("evict")
-	s.healthy()
+	s.rests("evict")
 }

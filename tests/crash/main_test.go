@@ -143,18 +143,24 @@ func (s *server) logTail() string {
 	return string(b)
 }
 
-// settled waits until a namespace is as its objects want it and, in Wasm mode,
-// every controller sleeps; then nobody has anything left to do, and it must
-// still be right.
+// settled waits until a namespace is as its objects want it.
 func (s *server) settled(namespace string) {
 	s.t.Helper()
 	cluster.Eventually(s.t, "the namespace does not settle", func(ctx context.Context) error {
 		return s.Settled(ctx, namespace)
 	})
+}
+
+// rests waits until a namespace is settled and, in Wasm mode, every controller
+// sleeps; then nobody has anything left to do, and it must still be right.
+func (s *server) rests(namespace string) {
+	s.t.Helper()
+	s.settled(namespace)
 	s.asleep()
 	if err := s.Settled(s.t.Context(), namespace); err != nil {
 		s.t.Errorf("was settled, and is not after all controllers have gone to sleep: %v", err)
 	}
+	s.healthy()
 }
 
 // asleep waits until every guest sleeps.

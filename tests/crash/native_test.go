@@ -24,11 +24,14 @@ func TestNativeAndBack(t *testing.T) {
 		}
 	}
 
+	apply(t.Context(), t, s.Cluster, "changed", 2, 3)
 	for _, mode := range []string{"controller-mode: wasm", native, "controller-mode: wasm"} {
 		s.down()
 		s.configure(mode, "wasm-idle-timeout: 500ms")
 		s.up()
-		exercise(t, s, choose, "modes")
+		exercise(t, s, choose, "changed")
 	}
+	s.rests("changed")
+	s.settled("modes")
 	clients.verify(t)
 }

@@ -123,9 +123,12 @@ func TestService(t *testing.T) {
 
 	client := w.namespace(t, "client")
 	w.sleeper(t, client, "client")
-	answers("in a pod", func(ctx context.Context, url string) (string, error) {
-		out, err := w.Kubectl(ctx, "--namespace", client, "exec", "client", "--", "wget", "-T", "5", "-q", "-O", "-", url)
-		return strings.TrimSpace(out), err
+	answers("in a pod", func(ctx context.Context, _ string) (string, error) {
+		// Debian's busybox cannot resolve names, which its wget tries even with addresses.
+		out, err := w.Kubectl(ctx, "--namespace", client, "exec", "client", "--", "sh", "-c",
+			`printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 10 `+service.Spec.ClusterIP+` 80`)
+		_, body, _ := strings.Cut(out, "\r\n\r\n")
+		return strings.TrimSpace(body), err
 	})
 
 	w.kubectl(t, ns, "scale", "deployment/web", "--replicas=0")

@@ -242,11 +242,22 @@ func (l *lines) count(s string) int {
 	return strings.Count(l.text.String(), s)
 }
 
-// TestStopsWhileAGuestNeverRests: one that has a timer each millisecond never waits
-// for long enough to be parked.
-func TestStopsWhileAGuestNeverRests(t *testing.T) {
-	p := start(t, t.TempDir(), newAPI(), controllers.Declaration{Name: "restless"}, nil)
-	p.awaitState(t, Awake)
+// TestStopsWhileAGuestRuns: one that has a timer each millisecond never waits for
+// long enough to be parked, and one that computes hears of nothing. Neither keeps
+// the plane from stopping, within far less than the time that they may run for.
+func TestStopsWhileAGuestRuns(t *testing.T) {
+	names := []string{"loop", "restless"}
+	p, apis := startAll(t, names, func(c *Config) {
+		for k := range c.Guests {
+			c.Guests[k].RunLimit = time.Hour
+		}
+	})
+	apis["loop"].put("ADDED", "x", "bad")
+	p.await(t, "two that run", func(all []Status) bool {
+		d := p.guests[0].detail()
+		read := len(d.Streams) == 1 && d.Streams[0].Revision == "2" && p.guests[0].mailbox.Empty()
+		return read && all[0].State == Awake && all[1].State == Awake
+	})
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

@@ -44,6 +44,10 @@ const (
 	firstBackoff = time.Second
 	maxBackoff   = 5 * time.Minute
 
+	// measureAfter is how long a guest has run when its memory is measured anew.
+	// That takes about as long as handling one event.
+	measureAfter = 5 * time.Millisecond
+
 	// saveRetry is the pause after a snapshot could not be written.
 	saveRetry = 30 * time.Second
 
@@ -92,6 +96,7 @@ type guest struct {
 	retryAt   time.Time // next start of a failed guest
 	backoff   time.Duration
 	startedAt time.Time
+	ranFor    time.Duration // since its memory was measured
 
 	mu         sync.Mutex // guards what follows
 	state      State
@@ -602,7 +607,10 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 		g.log.WithField("reason", reason).Debugf("%s, now awake", was)
 	}
 
-	if err := g.inst.Run(); err != nil {
+	began := time.Now()
+	err := g.inst.Run()
+	g.ranFor += time.Since(began)
+	if err != nil {
 		var exit *runtime.Exit
 		if errors.As(err, &exit) {
 			g.fail(exit.Reason, errors.New(exit.Detail))
@@ -616,9 +624,13 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 
 // park notes what an idle guest left.
 func (g *guest) park() {
-	resident, err := g.inst.Resident()
-	if err != nil {
-		g.log.Warn(err)
+	resident := g.stats.ResidentBytes
+	if resident == 0 || g.ranFor >= measureAfter {
+		var err error
+		if resident, err = g.inst.Resident(); err != nil {
+			g.log.Warn(err)
+		}
+		g.ranFor = 0
 	}
 	next, ok := g.inst.NextTimer()
 	g.mu.Lock()

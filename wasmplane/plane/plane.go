@@ -115,6 +115,11 @@ func (p *Plane) Run(ctx context.Context, host Host, ready func()) (err error) {
 			err = fmt.Errorf("closing the snapshot store: %w", closeErr)
 		}
 	}()
+	defer context.AfterFunc(ctx, func() {
+		late := time.AfterFunc(stopPatience, p.config.Code.Interrupt)
+		<-p.done
+		late.Stop()
+	})()
 	var loops sync.WaitGroup
 	for _, g := range p.guests {
 		if err := g.prepare(host); err != nil {

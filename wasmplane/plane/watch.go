@@ -242,7 +242,10 @@ func decodeProtobufEvent(b []byte) (event, error) {
 			e.InitialEnd = err == nil && string(v) == "true"
 		}
 	})
-	return e, err
+	if err != nil {
+		return event{}, err
+	}
+	return e, nil
 }
 
 // field returns the last length-delimited field with number want, nil if there

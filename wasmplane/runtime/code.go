@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
@@ -31,6 +32,7 @@ type Code struct {
 	globals []string
 	pagemap *os.File // /proc/self/pagemap
 	ticker  ticker
+	longest atomic.Int64 // Config.Run of the instance that may run for longest
 }
 
 // New prepares module, which belongs to engine. globals names its exports that
@@ -62,6 +64,17 @@ func (c *Code) Close() error {
 	c.module.Close()
 	return c.pagemap.Close()
 }
+
+// Interrupt ends every guest that runs at this moment, as if its time were up. One
+// that is idle is not affected.
+func (c *Code) Interrupt() {
+	for range ticks(time.Duration(c.longest.Load())) {
+		c.engine.IncrementEpoch()
+	}
+}
+
+// ticks are how many steps of the epoch a guest may run for.
+func ticks(run time.Duration) uint64 { return uint64(run/tick) + 1 }
 
 func checkExports(module *wasmtime.Module) error {
 	have := map[string]bool{}

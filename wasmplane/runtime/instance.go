@@ -59,6 +59,7 @@ type Instance struct {
 	pump     *wasmtime.Func
 	next     time.Duration // monotonic time of the guest's next timer; less than 0: none
 	image    int64         // bytes of linear memory that the module came with
+	since    time.Time     // when it was idle last, or began to run
 	exited   bool          // proc_exit was called
 	entries  []byte        // room for the page map, see own
 	output   output
@@ -69,6 +70,9 @@ func (c *Code) Instantiate(config Config) (*Instance, error) {
 	i := &Instance{code: c, config: config, next: -1}
 	if i.config.Run == 0 {
 		i.config.Run = time.Minute
+	}
+	for longest := c.longest.Load(); int64(i.config.Run) > longest; longest = c.longest.Load() {
+		c.longest.CompareAndSwap(longest, int64(i.config.Run))
 	}
 	i.output.log = config.Host.Log
 	i.store = wasmtime.NewStoreWithData(c.engine, i)
@@ -99,7 +103,8 @@ func (i *Instance) Close() {
 }
 
 func (i *Instance) resetDeadline() {
-	i.store.SetEpochDeadline(uint64(i.config.Run/tick) + 1)
+	i.store.SetEpochDeadline(ticks(i.config.Run))
+	i.since = time.Now()
 }
 
 // Run runs the guest until it is idle and parked. It returns an *Exit if the
@@ -142,6 +147,9 @@ func (i *Instance) exit(err error) *Exit {
 	var trap *wasmtime.Trap
 	if errors.As(err, &trap) {
 		if code := trap.Code(); code != nil && *code == wasmtime.Interrupt {
+			if ran := time.Since(i.since); ran < i.config.Run/2 {
+				return &Exit{Reason: ReasonDeadline, Detail: fmt.Sprintf("interrupted after %s", ran.Round(tick))}
+			}
 			return &Exit{Reason: ReasonDeadline, Detail: fmt.Sprintf("ran for more than %s without going idle", i.config.Run)}
 		}
 	}

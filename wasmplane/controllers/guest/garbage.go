@@ -24,9 +24,9 @@ const (
 	// start, as upstream does.
 	firstSync = 30 * time.Second
 	// discoveryPeriod is how often the collector looks for new kinds of
-	// resources without a sign of any. Upstream asks each 30 seconds; here the
-	// definitions of kinds are watched.
-	discoveryPeriod = time.Hour
+	// resources without a sign of any: never, as it would have to wake for it.
+	// Upstream asks each 30 seconds; here the definitions of kinds are watched.
+	discoveryPeriod = 100 * 365 * 24 * time.Hour
 	// discoveryDelay is how long the API server takes to show a kind after the
 	// object that defines it has changed.
 	discoveryDelay = 2 * time.Second
@@ -44,7 +44,15 @@ type metadataInformers struct {
 }
 
 func (f metadataInformers) ForResource(r schema.GroupVersionResource) (informers.GenericInformer, error) {
-	return f.SharedInformerFactory.ForResource(r), nil
+	return metadataInformer{f.SharedInformerFactory.ForResource(r)}, nil
+}
+
+type metadataInformer struct {
+	informers.GenericInformer
+}
+
+func (i metadataInformer) Informer() cache.SharedIndexInformer {
+	return distinctInformer{i.GenericInformer.Informer()}
 }
 
 func newGarbageCollector(ctx context.Context, env *environment) (func(context.Context), error) {

@@ -86,7 +86,7 @@ func newEnvironment(client string, options []byte) (*environment, error) {
 		return nil, err
 	}
 	// No resync: it only repeats what the cache holds, and would wake the guest.
-	env.informers = informers.NewSharedInformerFactoryWithOptions(env.client, 0, informers.WithTransform(trim))
+	env.informers = informerFactory{informers.NewSharedInformerFactoryWithOptions(env.client, 0, informers.WithTransform(trim))}
 	return env, nil
 }
 

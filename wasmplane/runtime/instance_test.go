@@ -1,0 +1,584 @@
+package runtime_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/bytecodealliance/wasmtime-go/v39"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+	"github.com/dormouse-k8s/dormouse/wasmplane/module/bake"
+	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
+)
+
+// host answers a guest. Time stands still in it unless a test moves it.
+type host struct {
+	t        *testing.T
+	now      time.Duration
+	linger   time.Duration
+	requests []*abi.Request
+	log      []string
+	mailbox  *runtime.Mailbox
+}
+
+func (h *host) Request(b []byte) uint32 {
+	r, err := abi.DecodeRequest(b)
+	if err != nil {
+		h.t.Error(err)
+		return abi.ErrFormat
+	}
+	h.requests = append(h.requests, r)
+	return abi.OK
+}
+func (h *host) Cancel(uint32)                              {}
+func (h *host) Log(line string)                            { h.log = append(h.log, line) }
+func (h *host) Clock() (wall, monotonic time.Duration)     { return h.now, h.now }
+func (h *host) Random(b []byte)                            { clear(b) }
+func (h *host) Linger(time.Duration) time.Duration         { return h.linger }
+func (h *host) say(kind abi.Kind, stream uint32, p []byte) { h.mailbox.Push(kind, stream, p) }
+func (h *host) config() runtime.Config {
+	return runtime.Config{Host: h, Mailbox: h.mailbox, Run: 10 * time.Second, Memory: 64 << 20}
+}
+
+func newHost(t *testing.T) *host {
+	return &host{t: t, now: abi.BakeClock + time.Hour, mailbox: runtime.NewMailbox(func() {})}
+}
+
+func newEngine() *wasmtime.Engine {
+	config := wasmtime.NewConfig()
+	config.SetEpochInterruption(true)
+	config.SetCraneliftOptLevel(wasmtime.OptLevelNone) // compiles faster
+	return wasmtime.NewEngineWithConfig(config)
+}
+
+// goCode is the plane's test module.
+var goCode = sync.OnceValues(func() (*runtime.Code, error) {
+	dir, err := os.MkdirTemp("", "dormouse-guest")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	out := filepath.Join(dir, "guest.wasm")
+	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", out, "../plane/testdata/guest")
+	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
+	if msg, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("building the test module: %w\n%s", err, msg)
+	}
+	wasm, err := os.ReadFile(out)
+	if err != nil {
+		return nil, err
+	}
+	wasm, globals, err := bake.ExportGlobals(wasm)
+	if err != nil {
+		return nil, err
+	}
+	if wasm, err = bake.Bake(context.Background(), wasm, globals, func(string) {}); err != nil {
+		return nil, err
+	}
+	engine := newEngine()
+	m, err := wasmtime.NewModule(engine, wasm)
+	if err != nil {
+		return nil, err
+	}
+	return runtime.New(engine, m, globals)
+})
+
+// instantiate makes a guest of the Go module.
+func instantiate(t *testing.T, h *host) *runtime.Instance {
+	t.Helper()
+	code, err := goCode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := code.Instantiate(h.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(i.Close)
+	return i
+}
+
+// watText is a module in text form. Its body goes into the pump.
+func watText(body string) string {
+	return `(module
+		(import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+		(import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+		(import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+		(import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+		(import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+		(import "wasi_snapshot_preview1" "path_open" (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+		(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+		(import "dormouse" "request" (func $request (param i32 i32) (result i32)))
+		(memory (export "memory") 4 64)
+		(global $g (export "g") (mut i32) (i32.const 1))
+		(global $h (export "h") (mut i64) (i64.const 2))
+		(data (i32.const 0) "image")
+		(func (export "dormouse_abi_1"))
+		(func $errno (param i32) (result i32) (local.get 0))
+		(func (export "dormouse_pump") ` + body + `))`
+}
+
+func newCode(t *testing.T, wat string, globals ...string) *runtime.Code {
+	t.Helper()
+	code, err := tryCode(t, wat, globals...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { code.Close() })
+	return code
+}
+
+func tryCode(t *testing.T, wat string, globals ...string) (*runtime.Code, error) {
+	t.Helper()
+	wasm, err := wasmtime.Wat2Wasm(wat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine := newEngine()
+	m, err := wasmtime.NewModule(engine, wasm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return runtime.New(engine, m, globals)
+}
+
+// dirty collects what Dirty yields.
+func dirty(t *testing.T, i *runtime.Instance) map[int][]byte {
+	t.Helper()
+	pages, err := i.Dirty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[int][]byte{}
+	last := -1
+	for k, b := range pages {
+		if k <= last || len(b) != runtime.PageSize {
+			t.Fatalf("page %d of %d bytes after page %d", k, len(b), last)
+		}
+		last, got[k] = k, bytes.Clone(b)
+	}
+	return got
+}
+
+// TestDirtyIsWhatWasWritten writes single bytes: into the module's image, a zero
+// over it, behind it, and into memory that was grown.
+func TestDirtyIsWhatWasWritten(t *testing.T) {
+	page := runtime.PageSize
+	wat := watText(fmt.Sprintf(`
+		(i32.store8 (i32.const 0) (i32.const 0))       ;; was "i"
+		(i32.store8 (i32.const %d) (i32.const 7))
+		(drop (i32.load8_u (i32.const %d)))            ;; read only
+		(drop (memory.grow (i32.const 2)))
+		(i32.store8 (i32.const %d) (i32.const 9))
+		(i32.store8 (i32.const %d) (i32.const 0))      ;; no news
+		(global.set $g (i32.const -5)) (global.set $h (i64.const -6))`,
+		3*page+17, 2*page, 4*65536+page-1, 5*65536))
+	code := newCode(t, wat, "g", "h")
+	h := newHost(t)
+	i, err := code.Instantiate(h.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	if got := dirty(t, i); len(got) > 0 {
+		t.Errorf("a fresh guest has %d pages of its own", len(got))
+	}
+	if n, err := i.Resident(); err != nil || n != 0 {
+		t.Errorf("a fresh guest holds %d bytes, %v", n, err)
+	}
+	if err := i.Run(); err != nil {
+		t.Fatal(err)
+	}
+	got := dirty(t, i)
+	delete(got, 2) // may be among them: reading made it this guest's own
+	if want := []int{0, 3, 4 * 65536 / page}; !slices.Equal(slices.Sorted(maps.Keys(got)), want) {
+		t.Errorf("pages %v, want %v", slices.Sorted(maps.Keys(got)), want)
+	}
+	if b := got[0]; b == nil || b[0] != 0 || string(b[1:5]) != "mage" {
+		t.Errorf("page 0 begins with %q", b[:min(5, len(b))])
+	}
+	if n, err := i.Resident(); err != nil || n < int64(3*page) || n > int64(8*page) {
+		t.Errorf("it holds %d bytes, %v", n, err)
+	}
+	if n := i.MemorySize(); n != 6*65536 {
+		t.Errorf("%d bytes of memory", n)
+	}
+	globals, err := i.Globals()
+	if err != nil || fmt.Sprint(globals) != fmt.Sprint([]uint64{1<<32 - 5, 1<<64 - 6}) {
+		t.Errorf("globals %v, %v", globals, err)
+	}
+
+	again, err := code.Instantiate(h.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Grow(i.MemorySize()); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Grow(1); err != nil {
+		t.Fatal(err)
+	}
+	for k, b := range got {
+		copy(again.Memory()[k*page:], b)
+	}
+	if err := again.SetGlobals(globals); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(again.Memory(), i.Memory()) {
+		t.Error("other memory after a restore")
+	}
+	if g, err := again.Globals(); err != nil || !slices.Equal(g, globals) {
+		t.Errorf("globals %v, %v", g, err)
+	}
+	if err := again.SetGlobals(globals[:1]); err == nil {
+		t.Error("a global is missing, and that was accepted")
+	}
+	if err := again.Grow(1 << 40); err == nil {
+		t.Error("grew beyond all bounds")
+	}
+}
+
+// TestRestoreOfAGoGuest: a guest that is made again of pages and globals is the
+// same: it has the same memory, and does the same next.
+func TestRestoreOfAGoGuest(t *testing.T) {
+	h := newHost(t)
+	i := instantiate(t, h)
+	pristine := bytes.Clone(i.Memory())
+	start, err := json.Marshal(abi.Start{Controller: "fold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.say(abi.FrameStart, 0, start)
+	if err := i.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.requests) != 1 {
+		t.Fatalf("%d requests, want a watch", len(h.requests))
+	}
+	head := (&abi.Head{Status: 200, Header: http.Header{"Content-Type": {"application/json"}}}).Append(nil)
+	h.say(abi.FrameHead, h.requests[0].Stream, head)
+	if err := i.Run(); err != nil {
+		t.Fatal(err)
+	}
+
+	pages := dirty(t, i)
+	memory := bytes.Clone(i.Memory())
+	for k := range len(memory) / runtime.PageSize {
+		at := k * runtime.PageSize
+		was := make([]byte, runtime.PageSize)
+		if at < len(pristine) {
+			was = pristine[at : at+runtime.PageSize]
+		}
+		now := memory[at : at+runtime.PageSize]
+		if b, own := pages[k]; own && !bytes.Equal(b, now) {
+			t.Errorf("page %d has other content", k)
+		} else if !own && !bytes.Equal(was, now) {
+			t.Errorf("page %d was written to, and is not among the dirty ones", k)
+		}
+	}
+	if len(pages)*runtime.PageSize > len(memory)/2 {
+		t.Errorf("%d pages of %d bytes of memory are dirty", len(pages), len(memory))
+	}
+	globals, err := i.Globals()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	restoredHost := newHost(t)
+	restored := instantiate(t, restoredHost)
+	if err := restored.Grow(int64(len(memory))); err != nil {
+		t.Fatal(err)
+	}
+	for k, b := range pages {
+		copy(restored.Memory()[k*runtime.PageSize:], b)
+	}
+	if err := restored.SetGlobals(globals); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(restored.Memory(), memory) {
+		t.Fatal("other memory after the restore")
+	}
+	event := `{"type":"ADDED","object":{"metadata":{"name":"x","resourceVersion":"5"},"value":"v"}}` + "\n"
+	for _, g := range []struct {
+		*host
+		*runtime.Instance
+	}{{h, i}, {restoredHost, restored}} {
+		g.say(abi.FrameBody, h.requests[0].Stream, []byte(event))
+		if err := g.Run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(h.requests) != 2 || len(restoredHost.requests) != 1 {
+		t.Fatalf("%d requests, and %d of the restored guest", len(h.requests), len(restoredHost.requests))
+	}
+	if a, b := h.requests[1], restoredHost.requests[0]; a.URL != b.URL || !bytes.Equal(a.Body, b.Body) || a.Stream != b.Stream {
+		t.Errorf("%+v, and of the restored guest %+v", a, b)
+	}
+	if err := restored.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if _, timer := restored.NextTimer(); timer {
+		t.Error("a timer without a reason")
+	}
+}
+
+// TestNextTimer: the plane learns when the guest wants to run, and time that passed
+// while it was away counts.
+func TestNextTimer(t *testing.T) {
+	h := newHost(t)
+	i := instantiate(t, h)
+	start, err := json.Marshal(abi.Start{Controller: "ticker", Options: json.RawMessage(`"1h"`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := i.NextTimer(); ok {
+		t.Error("a guest that never ran has a timer")
+	}
+	h.say(abi.FrameStart, 0, start)
+	if err := i.Run(); err != nil {
+		t.Fatal(err)
+	}
+	at, ok := i.NextTimer()
+	if d := at - h.now; !ok || d <= 59*time.Minute || d > time.Hour {
+		t.Fatalf("next timer in %s, %v", d, ok)
+	}
+	if err := i.Run(); err != nil || len(h.requests) != 0 {
+		t.Errorf("%d requests before the time, %v", len(h.requests), err)
+	}
+	h.now += 2 * time.Hour
+	if err := i.Run(); err != nil || len(h.requests) != 1 {
+		t.Errorf("%d requests when it was time, %v", len(h.requests), err)
+	}
+}
+
+// TestEnds has each way in which a guest ends, and what is said of it.
+func TestEnds(t *testing.T) {
+	say := func(text string) string {
+		return fmt.Sprintf(`
+		(i32.store (i32.const 1000) (i32.const 1100)) (i32.store (i32.const 1004) (i32.const %d))
+		%s
+		(drop (call $fd_write (i32.const 2) (i32.const 1000) (i32.const 1) (i32.const 1008)))`, len(text), storeText(1100, text))
+	}
+	for name, c := range map[string]struct {
+		body   string
+		limit  time.Duration
+		reason string
+		detail string
+	}{
+		"unreachable":     {`unreachable`, 0, runtime.ReasonTrap, "unreachable"},
+		"out of bounds":   {`(drop (i32.load (i32.const -4)))`, 0, runtime.ReasonTrap, "memory fault"},
+		"exit":            {say("had enough\n") + `(call $exit (i32.const 1))`, 0, runtime.ReasonExit, "had enough"},
+		"panic":           {say("panic: oh\n") + `(call $exit (i32.const 2))`, 0, runtime.ReasonTrap, "panic: oh"},
+		"no memory":       {say("fatal error: out of memory\n") + `(call $exit (i32.const 2))`, 0, runtime.ReasonMemory, "64 MiB"},
+		"loop":            {`(loop (br 0))`, 100 * time.Millisecond, runtime.ReasonDeadline, "100ms"},
+		"loop with calls": {`(loop (drop (call $clock (i32.const 0) (i64.const 0) (i32.const 8))) (br 0))`, 100 * time.Millisecond, runtime.ReasonDeadline, "100ms"},
+		// A guest that waits without a mailbox is not idle.
+		"loop of waits": {`
+			(i32.store8 (i32.const 2008) (i32.const 0)) (i64.store (i32.const 2024) (i64.const 3600000000000))
+			(loop (drop (call $poll (i32.const 2000) (i32.const 3000) (i32.const 1) (i32.const 4000))) (br 0))`,
+			100 * time.Millisecond, runtime.ReasonDeadline, "100ms"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			config := h.config()
+			config.Run = c.limit
+			i, err := newCode(t, watText(c.body)).Instantiate(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer i.Close()
+			var exit *runtime.Exit
+			if err := i.Run(); !errors.As(err, &exit) {
+				t.Fatalf("ended with %v", err)
+			}
+			if exit.Reason != c.reason || !strings.Contains(exit.Detail, c.detail) {
+				t.Errorf("%v, want %s: …%s…", exit, c.reason, c.detail)
+			}
+		})
+	}
+}
+
+// storeText is code that stores a text.
+func storeText(at int, text string) string {
+	var b strings.Builder
+	for k := range len(text) {
+		fmt.Fprintf(&b, "(i32.store8 (i32.const %d) (i32.const %d))\n", at+k, text[k])
+	}
+	return b.String()
+}
+
+// TestHostileCalls passes nonsense to the host; each call returns an errno, and
+// none takes long.
+func TestHostileCalls(t *testing.T) {
+	const (
+		success = 0
+		again   = 6
+		badf    = 8
+		fault   = 21
+		nosys   = 52
+	)
+	for name, c := range map[string]struct {
+		call string
+		want uint64
+	}{
+		"write to the mailbox":            {`(call $fd_write (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 0))`, badf},
+		"write from beyond memory":        {`(call $fd_write (i32.const 1) (i32.const -8) (i32.const 1) (i32.const 0))`, fault},
+		"write of four billion buffers":   {`(call $fd_write (i32.const 1) (i32.const 8192) (i32.const -1) (i32.const 0))`, fault},
+		"read of four billion buffers":    {`(call $fd_read (i32.const 3) (i32.const 8192) (i32.const -1) (i32.const 0))`, fault},
+		"count to beyond memory":          {`(call $fd_write (i32.const 1) (i32.const 8192) (i32.const 1) (i32.const -1))`, fault},
+		"read of an empty mailbox":        {`(call $fd_read (i32.const 3) (i32.const 8192) (i32.const 1) (i32.const 0))`, again},
+		"read of another descriptor":      {`(call $fd_read (i32.const 0) (i32.const 8192) (i32.const 1) (i32.const 0))`, badf},
+		"poll of nothing":                 {`(call $poll (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))`, fault},
+		"poll of four billion":            {`(call $poll (i32.const 0) (i32.const 0) (i32.const -1) (i32.const 0))`, fault},
+		"poll beyond memory":              {`(call $poll (i32.const -40) (i32.const 0) (i32.const 1) (i32.const 0))`, fault},
+		"random bytes beyond memory":      {`(call $random (i32.const 262143) (i32.const 2))`, fault},
+		"random bytes to the end":         {`(call $random (i32.const 262142) (i32.const 2))`, success},
+		"clock beyond memory":             {`(call $clock (i32.const 0) (i64.const 0) (i32.const 262137))`, fault},
+		"clock of another kind":           {`(call $clock (i32.const 7) (i64.const 0) (i32.const 0))`, nosys},
+		"a file":                          {`(call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0) (i64.const -1) (i64.const -1) (i32.const 0) (i32.const 0))`, nosys},
+		"a request beyond memory":         {`(call $request (i32.const 262143) (i32.const 2))`, abi.ErrFormat},
+		"a request of four billion bytes": {`(call $request (i32.const 0) (i32.const -1))`, abi.ErrFormat},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			i, err := newCode(t, watText(`(global.set $h (i64.extend_i32_u `+c.call+`))`), "h").Instantiate(h.config())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer i.Close()
+			if err := i.Run(); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := i.Globals(); err != nil || got[0] != c.want {
+				t.Errorf("errno %v, want %d, %v", got, c.want, err)
+			}
+		})
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	for name, c := range map[string]struct{ wat, want string }{
+		"another version": {`(module (memory (export "memory") 1) (func (export "dormouse_pump")))`, "version 1"},
+		"no pump":         {`(module (memory (export "memory") 1) (func (export "dormouse_abi_1")))`, "dormouse_pump"},
+		"no memory":       {`(module (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "memory"},
+		"another import":  {`(module (import "env" "system" (func)) (memory (export "memory") 1) (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "env.system"},
+		"imported memory": {`(module (import "env" "m" (memory 1)) (export "memory" (memory 0)) (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "env.m"},
+	} {
+		wasm, err := wasmtime.Wat2Wasm(c.wat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		engine := newEngine()
+		m, err := wasmtime.NewModule(engine, wasm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := runtime.New(engine, m, nil); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	code := newCode(t, `(module (memory (export "memory") 1) (global (export "dormouse_pump") i32 (i32.const 0)) (func (export "dormouse_abi_1")))`)
+	if _, err := code.Instantiate(newHost(t).config()); err == nil {
+		t.Error("a pump that is no function was accepted")
+	}
+	code = newCode(t, watText(""), "no such global")
+	i, err := code.Instantiate(newHost(t).config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	if _, err := i.Globals(); err == nil {
+		t.Error("a global that does not exist was read")
+	}
+}
+
+func TestClosedInstance(t *testing.T) {
+	i, err := newCode(t, watText("")).Instantiate(newHost(t).config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Call("not there"); err != nil {
+		t.Error(err)
+	}
+	i.Close()
+	if err := i.Run(); !errors.Is(err, runtime.ErrClosed) {
+		t.Error(err)
+	}
+	if err := i.Call(abi.PumpExport); !errors.Is(err, runtime.ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// TestMemoryLimit: memory does not grow beyond the limit.
+func TestMemoryLimit(t *testing.T) {
+	h := newHost(t)
+	config := h.config()
+	config.Memory = 5 * 65536
+	code := newCode(t, watText(`(global.set $g (memory.grow (i32.const 2))) (global.set $h (i64.extend_i32_s (memory.grow (i32.const 1))))`), "g", "h")
+	i, err := code.Instantiate(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	if err := i.Run(); err != nil {
+		t.Fatal(err)
+	}
+	globals, err := i.Globals()
+	if err != nil || uint32(globals[0]) != 1<<32-1 || globals[1] != 4 || i.MemorySize() != 5*65536 {
+		t.Errorf("grew from %v to %d bytes, %v", globals, i.MemorySize(), err)
+	}
+}
+
+// TestManyAtATime runs guests on several goroutines; one that loops is ended alone.
+func TestManyAtATime(t *testing.T) {
+	code := newCode(t, watText(`(if (i32.eq (global.get $g) (i32.const 9)) (then (loop (br 0)))) (global.set $h (i64.add (global.get $h) (i64.const 1)))`), "g", "h")
+	var all sync.WaitGroup
+	for k := range 8 {
+		all.Go(func() {
+			h := newHost(t)
+			config := h.config()
+			if k == 3 {
+				config.Run = 100 * time.Millisecond
+			}
+			i, err := code.Instantiate(config)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer i.Close()
+			if k == 3 {
+				if err := i.SetGlobals([]uint64{9, 0}); err != nil {
+					t.Error(err)
+				}
+				var exit *runtime.Exit
+				if err := i.Run(); !errors.As(err, &exit) || exit.Reason != runtime.ReasonDeadline {
+					t.Errorf("the loop ended with %v", err)
+				}
+				return
+			}
+			for range 100 {
+				if err := i.Run(); err != nil {
+					t.Error(err)
+				}
+			}
+			if g, err := i.Globals(); err != nil || g[1] != 102 {
+				t.Errorf("%v, %v", g, err)
+			}
+		})
+	}
+	all.Wait()
+}
