@@ -58,7 +58,7 @@ func TestPercentile(t *testing.T) {
 			t.Errorf("p%v of %v is %v, want %v", p, values, got, want)
 		}
 	}
-	if got := percentile(nil, 50); got != 0 {
+	if got := percentile([]int64(nil), 50); got != 0 {
 		t.Errorf("p50 of nothing is %v", got)
 	}
 }

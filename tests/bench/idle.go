@@ -15,12 +15,13 @@ import (
 
 // Idle is what a server costs that has nothing to do.
 type Idle struct {
-	Mode    string  `json:"mode"`
-	Memory  Memory  `json:"memory"`            // after the settling time
-	Later   Memory  `json:"later"`             // after the idle time
-	Evicted *Memory `json:"evicted,omitempty"` // after that, with every guest put to sleep
-	CPU     float64 `json:"cpu"`               // seconds over the idle time
-	Written int64   `json:"written"`           // bytes given to the block layer over the idle time
+	Mode   string `json:"mode"`
+	Memory Memory `json:"memory"` // after the settling time
+	// Anonymous is the anonymous memory over the idle time, looked at each lookEvery, in bytes. It rises and falls with
+	// the garbage collector, so that servers are to be compared by its median.
+	Anonymous []int64 `json:"anonymous"`
+	CPU       float64 `json:"cpu"`     // seconds over the idle time
+	Written   int64   `json:"written"` // bytes given to the block layer over the idle time
 
 	Files  map[string]int64 `json:"files"` // sizes of what is kept on disk, in bytes, after the idle time
 	Guests []Guest          `json:"guests,omitempty"`
@@ -80,8 +81,20 @@ func (b *bench) idle(ctx context.Context, servers map[string]*server) error {
 			profiled <- b.profile(ctx, s, "profile", url.Values{"seconds": {fmt.Sprintf("%.0f", b.Idle.Seconds())}})
 		}()
 	}
-	if err := watch.follow(ctx, b.Idle); err != nil {
-		return err
+	for end := time.Now().Add(b.Idle); time.Now().Before(end); {
+		if err := pause(ctx, min(time.Until(end), lookEvery)); err != nil {
+			return err
+		}
+		if err := watch.look(ctx); err != nil {
+			return err
+		}
+		for k, s := range order {
+			m, err := memoryOf(s.pid())
+			if err != nil {
+				return err
+			}
+			results[k].Anonymous = append(results[k].Anonymous, m.Anonymous)
+		}
 	}
 	for range order {
 		if err := <-profiled; err != nil {
@@ -94,9 +107,6 @@ func (b *bench) idle(ctx context.Context, servers map[string]*server) error {
 			return err
 		}
 		results[k].CPU, results[k].Written = (after.cpu - before[k].cpu).Seconds(), after.written-before[k].written
-		if results[k].Later, err = memoryOf(s.pid()); err != nil {
-			return err
-		}
 		if results[k].Files, err = s.files(); err != nil {
 			return err
 		}
@@ -105,14 +115,6 @@ func (b *bench) idle(ctx context.Context, servers map[string]*server) error {
 		}
 		if s.name == wasm.name {
 			results[k].Guests = watch.guests
-			if err := s.evict(ctx, time.Second); err != nil {
-				return err
-			}
-			memory, err := memoryOf(s.pid())
-			if err != nil {
-				return err
-			}
-			results[k].Evicted = &memory
 		}
 	}
 	b.report.Idle = results
@@ -157,24 +159,13 @@ func newWakeWatch(ctx context.Context, s *server) (*wakeWatch, error) {
 	return w, nil
 }
 
-// follow looks until d is over.
-func (w *wakeWatch) follow(ctx context.Context, d time.Duration) error {
-	for end := time.Now().Add(d); ; {
-		left := time.Until(end)
-		if left <= 0 {
-			return nil
-		}
-		if err := pause(ctx, min(left, lookEvery)); err != nil {
-			return err
-		}
-		guests, err := w.server.guests(ctx)
-		if err != nil {
-			return err
-		}
-		if err := w.note(guests); err != nil {
-			return err
-		}
+// look notes what has woken since the last look.
+func (w *wakeWatch) look(ctx context.Context) error {
+	guests, err := w.server.guests(ctx)
+	if err != nil {
+		return err
 	}
+	return w.note(guests)
 }
 
 func (w *wakeWatch) note(guests []plane.Status) error {

@@ -119,7 +119,7 @@ func byReason(f *dto.MetricFamily) map[string]int {
 }
 
 // percentile is the smallest value that p percent of all do not exceed (nearest rank); 0 of none.
-func percentile(values []float64, p float64) float64 {
+func percentile[T int64 | float64](values []T, p float64) T {
 	if len(values) == 0 {
 		return 0
 	}
@@ -128,7 +128,7 @@ func percentile(values []float64, p float64) float64 {
 	return sorted[max(rank, 1)-1]
 }
 
-func median(values []float64) float64 { return percentile(values, 50) }
+func median[T int64 | float64](values []T) T { return percentile(values, 50) }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
@@ -174,13 +174,9 @@ func (r *Report) print(out io.Writer) {
 	}
 	if len(r.Idle) > 0 {
 		heading("At idle: memory %s after the last change, then over %s (load average %.1f)", r.Settings.Settle, r.Settings.Idle, r.Idle[0].Load)
-		row("", "RSS", "PSS", "anonymous", "later", "all asleep", "CPU s", "CPU %", "written")
+		row("", "RSS", "PSS", "anonymous", "least", "median", "most", "CPU s", "CPU %", "written")
 		for _, i := range r.Idle {
-			evicted := any("")
-			if i.Evicted != nil {
-				evicted = i.Evicted.Anonymous
-			}
-			row(i.Mode, i.Memory.RSS, i.Memory.PSS, i.Memory.Anonymous, i.Later.Anonymous, evicted,
+			row(i.Mode, i.Memory.RSS, i.Memory.PSS, i.Memory.Anonymous, percentile(i.Anonymous, 0), median(i.Anonymous), percentile(i.Anonymous, 100),
 				fmt.Sprintf("%.2f", i.CPU), fmt.Sprintf("%.2f", 100*i.CPU/r.Settings.Idle.Seconds()), i.Written)
 		}
 		for _, i := range r.Idle {
@@ -211,10 +207,10 @@ func (r *Report) print(out io.Writer) {
 	}
 	if len(r.Burst) > 0 {
 		heading("%d Deployments at once, seconds", r.Burst[0].Deployments)
-		row("", "accepted", "ReplicaSets", "pods", "gone again", "CPU", "anonymous before", "peak", "load")
+		row("", "accepted", "ReplicaSets", "pods", "gone again", "CPU", "anonymous before", "peak", "with pods", "load")
 		for _, b := range r.Burst {
 			row(b.Mode, fmt.Sprintf("%.2f", b.Created), fmt.Sprintf("%.2f", b.ReplicaSets), fmt.Sprintf("%.2f", b.Pods), fmt.Sprintf("%.2f", b.Gone),
-				b.CPU, b.Before.Anonymous, b.PeakAnonymous, b.Load)
+				b.CPU, b.Before.Anonymous, b.PeakAnonymous, b.Held.Anonymous, b.Load)
 		}
 	}
 	if p := r.Plane; p != nil {
@@ -260,7 +256,7 @@ func (r *Report) printGoals(out io.Writer) {
 		}
 	}
 	if idle := byMode(r.Idle, func(i Idle) string { return i.Mode }); len(idle) > 0 {
-		goal("anonymous memory that the plane adds with all asleep", "%.1f MiB", float64(idle["wasm"].Evicted.Anonymous-idle["without"].Later.Anonymous)/(1<<20), 10)
+		goal("anonymous memory that the plane adds at idle", "%.1f MiB", float64(median(idle["wasm"].Anonymous)-median(idle["without"].Anonymous))/(1<<20), 10)
 	}
 	if len(r.Rollout) > 0 {
 		p50 := map[string]float64{}

@@ -28,6 +28,8 @@ const (
 	rolloutPatience = 2 * time.Minute
 	// quiet is how long nothing may happen before a measurement.
 	quiet = 300 * time.Millisecond
+	// heldAfter is how long after a burst it is seen what it left. By then the server has given back what it can.
+	heldAfter = 2 * time.Minute
 )
 
 // Rollout is how long it takes from sending a Deployment until its objects exist, as one client sees them over
@@ -51,6 +53,7 @@ type Burst struct {
 	Gone          float64 `json:"gone"`        // seconds from deleting the Deployments until no pod is left
 	Before        Memory  `json:"before"`
 	PeakAnonymous int64   `json:"peakAnonymous"` // bytes, looked at every 100 ms
+	Held          Memory  `json:"held"`          // with all of it there and nothing going on, every guest asleep
 	CPU           float64 `json:"cpu"`           // seconds, until all pods exist
 	Load          float64 `json:"load"`
 }
@@ -274,6 +277,15 @@ func (b *bench) bursts(ctx context.Context, servers []*server) error {
 		}
 		result.CPU = (after.cpu - before.cpu).Seconds()
 		result.Created, result.ReplicaSets, result.Pods = took.created.Seconds(), took.replicaSets.Seconds(), took.pods.Seconds()
+		if err := s.evict(ctx, time.Second); err != nil {
+			return err
+		}
+		if err := pause(ctx, min(heldAfter, b.Settle)); err != nil {
+			return err
+		}
+		if result.Held, err = memoryOf(s.pid()); err != nil {
+			return err
+		}
 		began := time.Now()
 		if err := s.clear(ctx, "burst"); err != nil {
 			return err

@@ -33,7 +33,7 @@ const (
 	readyPatience = 3 * time.Minute
 	stopPatience  = time.Minute
 	// sleepPatience is how long all controllers may take to be asleep when told to.
-	sleepPatience = 10 * time.Second
+	sleepPatience = time.Minute
 )
 
 // subjects are the controllers between a Deployment and its pods.

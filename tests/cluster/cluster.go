@@ -17,9 +17,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// patience is how long Eventually waits. It is no measure of anything: a busy
+// Patience is how long Eventually waits. It is no measure of anything: a busy
 // machine with one slow disk has to make it too.
-const patience = 3 * time.Minute
+const Patience = 3 * time.Minute
 
 // Guests are the controllers that run in Wasm.
 var Guests = []string{
@@ -116,13 +116,14 @@ func (c *Cluster) Controllers(ctx context.Context) ([]Controller, error) {
 	return list.Controllers, nil
 }
 
-// Tell wakes or evicts a controller. That a busy one is not evicted is no error.
-func (c *Cluster) Tell(ctx context.Context, controller, verb string) error {
+// Tell wakes or evicts a controller. It reports whether that was done: a busy one
+// is not evicted.
+func (c *Cluster) Tell(ctx context.Context, controller, verb string) (bool, error) {
 	code, body, err := c.Request(ctx, http.MethodPost, "/v1-dormouse/wasm/controllers/"+controller+"/"+verb)
 	if err == nil && code != http.StatusOK && code != http.StatusConflict {
 		err = fmt.Errorf("%s %s: status %d: %s", verb, controller, code, body)
 	}
-	return err
+	return code == http.StatusOK, err
 }
 
 // Describe returns all there is to know about the guests, for a failed test.
@@ -167,19 +168,23 @@ func Eventually(t testing.TB, what string, check func(context.Context) error) {
 
 // Await is Eventually for goroutines that are not the test's.
 func Await(ctx context.Context, check func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := check(ctx)
-		if err == nil {
+		switch {
+		case err == nil:
 			return nil
+		case ctx.Err() == nil || last == nil:
+			last = err // not that of a check that was cut off
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return err
+			return last
 		}
 	}
 }

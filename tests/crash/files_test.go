@@ -31,16 +31,15 @@ type spoiled struct {
 // controllers do what they would have done.
 func TestSpoiledSnapshots(t *testing.T) {
 	choose := random(t)
-	other := start(t, "wasm-idle-timeout: 500ms")
+	other := start(t)
 	apply(t.Context(), t, other.Cluster, "files", 2, 3)
-	other.asleep()
 	other.down()
 	foreign := read(t, other.snapshots())
 
 	s := start(t, "wasm-idle-timeout: 500ms")
 	startHollow(t, s.Cluster)
 	apply(t.Context(), t, s.Cluster, "files", 2, 3)
-	s.rests("files")
+	s.settled("files")
 	s.down()
 	older := read(t, s.snapshots())
 	s.up()

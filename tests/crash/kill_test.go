@@ -11,7 +11,7 @@ const (
 	killWithin = 1500 * time.Millisecond
 	// killStarting is the time after its launch in which a server is killed that
 	// need not have become ready. It takes some seconds for that.
-	killStarting = 5 * time.Second
+	killStarting = 3 * time.Second
 )
 
 // TestKill9DuringRollouts: a server that is killed again and again, at random
@@ -67,7 +67,7 @@ func TestEvictionsDuringRollouts(t *testing.T) {
 	apply(t.Context(), t, s.Cluster, "evict", 4, 3)
 	clients := newWriters(s.Cluster, "evict", 4, 3, choose)
 	stop := clients.start(t.Context())
-	churn(t, s, choose, 15*time.Second)
+	churn(t, s, choose)
 	stop()
 	clients.verify(t)
 	s.rests("evict")

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -14,6 +15,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dormouse-k8s/dormouse/tests/cluster"
 	"github.com/dormouse-k8s/dormouse/tests/node"
@@ -39,8 +43,9 @@ func random(t *testing.T) *rand.Rand {
 type server struct {
 	*node.Node
 	*cluster.Cluster
-	t      *testing.T
-	config string // its configuration file
+	t       *testing.T
+	config  string   // its configuration file
+	passing []string // namespaces that were deleted
 }
 
 // start starts a server whose configuration file has the given lines.
@@ -151,11 +156,25 @@ func (s *server) settled(namespace string) {
 	})
 }
 
-// rests waits until a namespace is settled and, in Wasm mode, every controller
-// sleeps; then nobody has anything left to do, and it must still be right.
+// rests waits until a namespace is settled, deleted ones are gone and, in Wasm
+// mode, every controller sleeps; then nobody has anything left to do, and it must
+// still be right.
 func (s *server) rests(namespace string) {
 	s.t.Helper()
 	s.settled(namespace)
+	for _, name := range s.passing {
+		cluster.Eventually(s.t, "deleted namespace "+name, func(ctx context.Context) error {
+			left, err := s.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+			if err == nil {
+				return fmt.Errorf("it is still there: %+v", left.Status)
+			}
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return err
+		})
+	}
+	s.passing = nil
 	s.asleep()
 	if err := s.Settled(s.t.Context(), namespace); err != nil {
 		s.t.Errorf("was settled, and is not after all controllers have gone to sleep: %v", err)

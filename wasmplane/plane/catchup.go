@@ -3,12 +3,17 @@ package plane
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -55,32 +60,77 @@ const metadataList = "application/vnd.kubernetes.protobuf;as=PartialObjectMetada
 // maxList bounds such a list, in bytes; 100,000 objects are about a third of it.
 const maxList = 256 << 20
 
-// catchUp moves an expired watch to the present if the guest has missed nothing,
-// and reports whether it did.
-func (x *exchange) catchUp(ctx context.Context) bool {
+// errMissed says that something happened that the guest was not told of.
+var errMissed = errors.New("objects have changed meanwhile")
+
+const (
+	// listAttempts and listPause bound how long a resumed guest waits for an API
+	// server that is not ready to list yet. The pause doubles each time.
+	listAttempts = 6
+	listPause    = 50 * time.Millisecond
+
+	// listsAtATime bounds how many lists of a guest are under way together.
+	listsAtATime = 4
+)
+
+// caughtUp moves all watches of a resumed guest to the present. It fails if the
+// guest has missed something: then it must not wake, as it could act upon one
+// watch before it hears from another. A watch of which it is not known what the
+// guest was told is left to continue by itself.
+func (g *guest) caughtUp(ctx context.Context) error {
+	g.mu.Lock()
+	all := slices.Collect(maps.Values(g.exchanges))
+	g.mu.Unlock()
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(listsAtATime)
+	for _, x := range all {
+		if !x.members.known {
+			continue
+		}
+		group.Go(func() error {
+			pause := listPause
+			for attempt := 1; ; attempt++ {
+				err := x.catchUp(ctx)
+				if err == nil || errors.Is(err, errMissed) || attempt == listAttempts {
+					return err
+				}
+				select {
+				case <-time.After(pause):
+					pause *= 2
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		})
+	}
+	return group.Wait()
+}
+
+// catchUp moves a watch to the present if the guest has missed nothing. It
+// returns errMissed if it has, or may have.
+func (x *exchange) catchUp(ctx context.Context) error {
 	g := x.guest
 	g.mu.Lock()
 	had, delivered := x.members, x.delivered
 	g.mu.Unlock()
 	upTo, err := strconv.ParseUint(delivered, 10, 64)
 	if err != nil || !had.known {
-		return false
+		return errMissed
 	}
 	now, err := x.listMetadata(ctx)
 	if err != nil {
-		g.log.WithField("resource", x.resource).Debugf("not caught up: %v", err)
-		return false
+		return err
 	}
 	if now.newest > upTo || now.members.sum != had.sum {
-		return false
+		return fmt.Errorf("%s: %w", x.resource, errMissed)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if x.closed || len(x.waiting) > 0 {
-		return false
+		return errMissed
 	}
 	x.seen, x.delivered = now.revision, now.revision
-	return true
+	return nil
 }
 
 // listing is what a list of metadata says.

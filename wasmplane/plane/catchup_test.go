@@ -1,9 +1,11 @@
 package plane
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -145,4 +147,53 @@ func FuzzDecodeMetadataList(f *testing.F) {
 			t.Errorf("%+v", l)
 		}
 	})
+}
+
+// TestCaughtUp: a resumed guest may go on sleeping only if none of its watches has
+// missed anything, however long the API server takes to say so.
+func TestCaughtUp(t *testing.T) {
+	known := func(uid string) members {
+		var m members
+		m.known = true
+		m.note(event{UID: uid}, 1)
+		return m
+	}
+	for name, c := range map[string]struct {
+		members  members
+		list     []byte
+		refusals int32 // before it lists
+		want     error
+		revision string
+	}{
+		"nothing happened":         {known("a"), encodeList(t, "900", "a@50"), 0, nil, "900"},
+		"the server was not ready": {known("a"), encodeList(t, "900", "a@50"), 2, nil, "900"},
+		"something happened":       {known("a"), encodeList(t, "900", "a@51"), 0, errMissed, "50"},
+		"nobody can tell":          {members{}, nil, 0, nil, "50"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int32
+			b := newBare(t, controllers.Declaration{}, roundTripFunc(func(*http.Request) (*http.Response, error) {
+				if asked.Add(1) <= c.refusals {
+					return text(http.StatusTooManyRequests, ""), nil
+				}
+				return text(http.StatusOK, string(c.list)), nil
+			}))
+			x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "50", MembersKnown: c.members.known, Members: c.members.sum})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.mu.Lock()
+			b.exchanges[1] = x
+			b.mu.Unlock()
+			if err := b.caughtUp(t.Context()); !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+			if x.delivered != c.revision {
+				t.Errorf("at version %s, want %s", x.delivered, c.revision)
+			}
+			b.mu.Lock()
+			delete(b.exchanges, 1) // it was never launched
+			b.mu.Unlock()
+		})
+	}
 }

@@ -166,7 +166,7 @@ func (g *guest) prepare(host Host) error {
 // loop owns the guest's memory until ctx is done.
 func (g *guest) loop(ctx context.Context) {
 	defer context.AfterFunc(ctx, g.stop)()
-	if g.resume() {
+	if g.resume(ctx) {
 		g.openStreams()
 	} else {
 		g.run(reasonStart, reasonStart, time.Time{})
@@ -344,7 +344,7 @@ func (g *guest) command(ctx context.Context, verb string) error {
 }
 
 // resume decides whether the snapshot on disk, if there is one, can be used.
-func (g *guest) resume() bool {
+func (g *guest) resume(ctx context.Context) bool {
 	head, err := g.plane.store.Head(g.Name)
 	switch {
 	case errors.Is(err, snapshot.ErrNotFound):
@@ -368,6 +368,13 @@ func (g *guest) resume() bool {
 	}
 	if err != nil {
 		g.log.Infof("snapshot discarded, starting cold: %v", err)
+		g.discard()
+		return false
+	}
+	if err := g.caughtUp(ctx); err != nil {
+		// Nothing unusual: the cluster has changed while the server was stopped,
+		// or did as it started.
+		g.log.Debugf("starting cold: %v", err)
 		g.discard()
 		return false
 	}
@@ -498,19 +505,22 @@ func (g *guest) Cancel(id uint32) {
 }
 
 // Log implements runtime.Host. Controllers write klog's text format, whose first
-// letter is the severity. Anything else is a Go program's last words.
+// letter is the severity. What upstream calls an error is nearly always tried
+// again, and is a warning here, as it is for controllers that run natively.
+// Anything else is a Go program's last words.
 func (g *guest) Log(line string) {
-	severity, text := byte('E'), line
-	if header, message, ok := strings.Cut(line, "] "); ok && len(header) > 5 && strings.IndexByte("IWEF", header[0]) >= 0 {
-		severity, text = header[0], message
+	header, text, ok := strings.Cut(line, "] ")
+	if !ok || len(header) < 6 {
+		g.log.Error(line)
+		return
 	}
-	switch severity {
+	switch header[0] {
 	case 'I':
 		g.log.Debug(text)
-	case 'W':
+	case 'W', 'E':
 		g.log.Warn(text)
 	default:
-		g.log.Error(text)
+		g.log.Error(line)
 	}
 }
 

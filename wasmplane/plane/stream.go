@@ -307,7 +307,15 @@ func (x *exchange) runWatch(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if expired != nil && (initial || !x.catchUp(ctx)) {
+		if expired != nil && !initial {
+			missed := x.catchUp(ctx)
+			if missed == nil {
+				expired = nil
+			} else {
+				g.log.WithField("resource", x.resource).Debugf("watch cannot go on: %v", missed)
+			}
+		}
+		if expired != nil {
 			if len(expired) > 0 {
 				return x.deliver(ctx, abi.FrameBody, expired, "end of the watch of "+x.resource)
 			}

@@ -582,3 +582,46 @@ func TestManyAtATime(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// TestInterrupt ends the guest that runs, and no other.
+func TestInterrupt(t *testing.T) {
+	code := newCode(t, watText(fmt.Sprintf(`
+		(i32.store (i32.const 1000) (i32.const 1100)) (i32.store (i32.const 1004) (i32.const 6)) %s
+		(drop (call $fd_write (i32.const 2) (i32.const 1000) (i32.const 1) (i32.const 1008)))
+		(if (i32.eq (global.get $g) (i32.const 9)) (then (loop (br 0))))`, storeText(1100, "begun\n"))), "g", "h")
+	instances := map[uint64]*runtime.Instance{}
+	begun := make(chan struct{}, 10)
+	for _, g := range []uint64{9, 0} {
+		config := newHost(t).config()
+		config.Run = time.Hour
+		config.Host = announcer{config.Host, begun}
+		i, err := code.Instantiate(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer i.Close()
+		if err := i.SetGlobals([]uint64{g, 0}); err != nil {
+			t.Fatal(err)
+		}
+		instances[g] = i
+	}
+	ended := make(chan error)
+	go func() { ended <- instances[9].Run() }()
+	<-begun
+	code.Interrupt()
+	var exit *runtime.Exit
+	if err := <-ended; !errors.As(err, &exit) || exit.Reason != runtime.ReasonDeadline || !strings.Contains(exit.Detail, "interrupted") {
+		t.Errorf("ended with %v", err)
+	}
+	if err := instances[0].Run(); err != nil {
+		t.Errorf("the guest that was idle: %v", err)
+	}
+}
+
+// announcer says when a guest says something.
+type announcer struct {
+	runtime.Host
+	said chan struct{}
+}
+
+func (a announcer) Log(string) { a.said <- struct{}{} }

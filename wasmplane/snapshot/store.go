@@ -260,7 +260,8 @@ func faultToError(err *error) func() {
 
 // adopt drops what was saved by another version, module or datastore.
 func (s *Store) adopt(id Identity, dropped func(string)) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	unchanged := errors.New("nothing to write")
+	err := s.db.Update(func(tx *bbolt.Tx) error {
 		meta, err := tx.CreateBucketIfNotExists(metaBucket)
 		if err != nil {
 			return err
@@ -291,17 +292,23 @@ func (s *Store) adopt(id Identity, dropped func(string)) error {
 				stale = "without the clock that their timers go by"
 			}
 		}
-		if stale != "" && !fresh {
+		switch {
+		case fresh:
+		case stale == "":
+			return unchanged
+		default:
+			dropped("the snapshots are " + stale + "; every guest starts cold")
 			if err := tx.DeleteBucket(guestsBucket); err != nil {
 				return err
 			}
 		}
-		if stale != "" && !fresh {
-			dropped("the snapshots are " + stale + "; every guest starts cold")
-		}
-		_, err = tx.CreateBucketIfNotExists(guestsBucket)
+		_, err = tx.CreateBucket(guestsBucket)
 		return err
 	})
+	if err == unchanged {
+		return nil
+	}
+	return err
 }
 
 // Close closes the database.

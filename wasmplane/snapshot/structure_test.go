@@ -16,7 +16,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-var damages = flag.Int("damages", 300, "how many files with random damage are tried")
+var damages = flag.Int("damages", 200, "how many files with random damage are tried")
 
 // damaged is a store's file to damage, and what was in it.
 type damaged struct {
