@@ -64,8 +64,9 @@ func TestEvictionsDuringRollouts(t *testing.T) {
 	// Every run ends on disk, and there is never room for all.
 	s := start(t, "wasm-idle-timeout: 1ms", "wasm-memory-budget: 8MiB")
 	startHollow(t, s.Cluster)
-	apply(t.Context(), t, s.Cluster, "evict", 4, 3)
-	clients := newWriters(s.Cluster, "evict", 4, 3, choose)
+	// More would leave the controllers no moment to be evicted in.
+	apply(t.Context(), t, s.Cluster, "evict", 1, 3)
+	clients := newWriters(s.Cluster, "evict", 1, 3, choose)
 	stop := clients.start(t.Context())
 	churn(t, s, choose)
 	stop()

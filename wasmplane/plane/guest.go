@@ -30,6 +30,11 @@ const (
 	// saved; below it writing the snapshot costs more than the memory.
 	worthSleeping = 10 * time.Second
 
+	// slackAfter is how long a guest has to have been idle before its declaration's
+	// slack holds. Until then its next timer may be one that cannot wait: another
+	// attempt at what has failed.
+	slackAfter = 10 * time.Second
+
 	// lingerForResponse is how long an idle guest with a request under way waits
 	// in place. The API server answers most requests within some milliseconds.
 	lingerForResponse = 20 * time.Millisecond
@@ -93,6 +98,7 @@ type guest struct {
 	inst      *runtime.Instance
 	idleSince time.Time // the last event or response, for the idle time-out
 	saveAfter time.Time // no save before, after one failed
+	quiet     bool      // it had been idle for slackAfter when it was saved
 	retryAt   time.Time // next start of a failed guest
 	backoff   time.Duration
 	startedAt time.Time
@@ -261,7 +267,7 @@ func (g *guest) timerDue() time.Duration {
 		return never
 	}
 	due := g.nextTimer - g.plane.clock.now()
-	if g.inst == nil && g.TimerSlack > 0 {
+	if g.inst == nil && g.TimerSlack > 0 && g.quiet {
 		due += min(g.TimerSlack, g.heartbeatSlack(time.Now(), due))
 	}
 	return due
@@ -310,6 +316,9 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 		return never // its response will come, and with it a run
 	}
 	at := g.idleSince.Add(g.plane.config.IdleTimeout)
+	if quiet := g.idleSince.Add(slackAfter); g.TimerSlack > 0 && quiet.After(at) {
+		at = quiet
+	}
 	if g.saveAfter.After(at) {
 		at = g.saveAfter
 	}
@@ -393,7 +402,7 @@ func (g *guest) adopt(head snapshot.Head) error {
 		}
 		g.exchanges[x.id] = x
 	}
-	g.state, g.nextTimer = Asleep, head.NextTimer
+	g.state, g.nextTimer, g.quiet = Asleep, head.NextTimer, head.Quiet
 	for _, uid := range head.Heartbeats {
 		g.heartbeats[uid] = time.Now() // it may have fallen silent since; that will show
 	}
@@ -783,6 +792,7 @@ func (g *guest) sleep() error {
 	}
 	g.inst.Close()
 	g.inst = nil
+	g.quiet = head.Quiet
 	size := g.plane.store.Size(g.Name)
 	now := time.Now()
 	g.mu.Lock()
@@ -805,7 +815,8 @@ func (g *guest) head() (snapshot.Head, error) {
 	if g.underWay > 0 || !g.mailbox.Empty() {
 		return snapshot.Head{}, errBusy
 	}
-	head := snapshot.Head{Generation: g.plane.host.Datastore.Generation, Start: g.startSum, NextTimer: g.nextTimer}
+	head := snapshot.Head{Generation: g.plane.host.Datastore.Generation, Start: g.startSum, NextTimer: g.nextTimer,
+		Quiet: time.Since(g.idleSince) >= slackAfter}
 	g.fillStreams(&head)
 	return head, nil
 }

@@ -61,6 +61,7 @@ func TestTimers(t *testing.T) {
 		slack     time.Duration
 		heartbeat controllers.Heartbeat
 		silent    time.Duration // since the last heartbeat; 0: there is none
+		hasty     bool          // put to sleep before it was idle for a while
 		next      time.Duration // the guest's timer, from now; less than 0: none
 		warm      bool
 		idle      time.Duration // for how long a warm one has been idle
@@ -73,6 +74,7 @@ func TestTimers(t *testing.T) {
 		"asleep, no timer":              {next: -1, due: never},
 		"asleep":                        {next: min5, due: min5},
 		"asleep, with slack":            {next: min5, slack: time.Hour, due: min5 + time.Hour},
+		"asleep too soon for slack":     {next: min5, slack: time.Hour, hasty: true, due: min5},
 		"asleep, heartbeats come":       {next: 5 * time.Second, slack: time.Hour, heartbeat: lease, silent: 10 * time.Second, due: 50 * time.Second},
 		"asleep, heartbeats too old":    {next: min5, slack: time.Hour, heartbeat: lease, silent: 10 * time.Second, due: min5},
 		"asleep, silence":               {next: min5, slack: time.Hour, heartbeat: lease, silent: time.Hour, due: min5},
@@ -105,6 +107,7 @@ func TestTimers(t *testing.T) {
 			if c.saveAfter != 0 {
 				b.saveAfter = now.Add(c.saveAfter)
 			}
+			b.quiet = !c.hasty
 			b.state, b.underWay, b.idleSince = Asleep, c.underWay, now.Add(-c.idle)
 			wait := c.due
 			if c.warm {

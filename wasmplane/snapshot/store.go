@@ -101,6 +101,8 @@ type Head struct {
 	// NextTimer is the time on the plane's monotonic clock at which the guest
 	// wants to run next; less than 0: none.
 	NextTimer time.Duration `json:"nextTimer"`
+	// Quiet says that the timer may be late, if the guest's declaration allows it.
+	Quiet bool `json:"quiet,omitempty"`
 	// Revision is the highest resourceVersion the guest may have seen.
 	Revision int64    `json:"revision"`
 	Streams  []Stream `json:"streams"`
