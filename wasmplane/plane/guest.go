@@ -30,9 +30,9 @@ const (
 	// saved; below it writing the snapshot costs more than the memory.
 	worthSleeping = 10 * time.Second
 
-	// slackAfter is how long a guest has to have been idle before its declaration's
-	// slack holds. Until then its next timer may be one that cannot wait: another
-	// attempt at what has failed.
+	// slackAfter is how long nothing may have stirred a guest before its
+	// declaration's slack holds. Until then its next timer may be one that cannot
+	// wait: another attempt at what has failed.
 	slackAfter = 10 * time.Second
 
 	// lingerForResponse is how long an idle guest with a request under way waits
@@ -98,7 +98,7 @@ type guest struct {
 	inst      *runtime.Instance
 	idleSince time.Time // the last event or response, for the idle time-out
 	saveAfter time.Time // no save before, after one failed
-	quiet     bool      // it had been idle for slackAfter when it was saved
+	quiet     bool      // nothing had stirred it for slackAfter when it was saved
 	retryAt   time.Time // next start of a failed guest
 	backoff   time.Duration
 	startedAt time.Time
@@ -112,7 +112,8 @@ type guest struct {
 	heartbeats map[string]time.Time // last event, by UID, of the declared heartbeat
 	nextTimer  time.Duration        // less than 0: none
 	warmSince  time.Time
-	marked     bool // the snapshot is behind the cluster
+	stirred    time.Time // last wake, response, or event that would have woken it
+	marked     bool      // the snapshot is behind the cluster
 	stats      Detail
 	stopping   bool            // the plane ends: park as soon as idle
 	base       context.Context // of all exchanges
@@ -307,7 +308,7 @@ func (g *guest) noteHeartbeat(x *exchange, ev event) {
 // worth it or not possible now.
 func (g *guest) sleepIn(now time.Time) time.Duration {
 	g.mu.Lock()
-	underWay, next, slack := g.underWay, g.nextTimer, g.TimerSlack
+	underWay, next, slack, stirred := g.underWay, g.nextTimer, g.TimerSlack, g.stirred
 	if slack > 0 {
 		slack = min(slack, g.heartbeatSlack(now, 0))
 	}
@@ -316,7 +317,7 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 		return never // its response will come, and with it a run
 	}
 	at := g.idleSince.Add(g.plane.config.IdleTimeout)
-	if quiet := g.idleSince.Add(slackAfter); g.TimerSlack > 0 && quiet.After(at) {
+	if quiet := stirred.Add(slackAfter); g.TimerSlack > 0 && quiet.After(at) {
 		at = quiet
 	}
 	if g.saveAfter.After(at) {
@@ -559,9 +560,11 @@ func (g *guest) Linger(next time.Duration) time.Duration {
 // mayWait reports whether an event need not wake the guest; guest.mu is held.
 // While the guest is in memory nothing waits.
 func (g *guest) mayWait(x *exchange, ev event) bool {
-	if g.state != Asleep || !g.mailbox.Empty() || ev.UID == "" {
-		return false
-	}
+	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.needNotWake(x, ev)
+}
+
+// needNotWake reports what the declaration says of an event.
+func (g *guest) needNotWake(x *exchange, ev event) bool {
 	wait, named := g.Wait[x.resource]
 	if !named {
 		wait = g.Wait["*"]
@@ -613,6 +616,7 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 	g.stats.LastRun = reason
 	if was != Warm {
 		now := time.Now()
+		g.stirred = now
 		g.stats.Wakes++
 		g.stats.LastWake, g.stats.LastWakeReason = &now, reason
 		g.plane.metrics.wakes.WithLabelValues(g.Name, class).Inc()
@@ -816,7 +820,7 @@ func (g *guest) head() (snapshot.Head, error) {
 		return snapshot.Head{}, errBusy
 	}
 	head := snapshot.Head{Generation: g.plane.host.Datastore.Generation, Start: g.startSum, NextTimer: g.nextTimer,
-		Quiet: time.Since(g.idleSince) >= slackAfter}
+		Quiet: time.Since(g.stirred) >= slackAfter}
 	g.fillStreams(&head)
 	return head, nil
 }

@@ -223,6 +223,7 @@ func (x *exchange) deliver(ctx context.Context, kind abi.Kind, payload []byte, r
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.stirred = time.Now()
 	return x.push(kind, payload, reason)
 }
 
@@ -398,6 +399,9 @@ func (x *exchange) deliverEvent(ctx context.Context, ev event, raw []byte, initi
 	if !initial && g.mayWait(x, ev) {
 		x.wait(ev, raw)
 		return nil
+	}
+	if initial || !g.needNotWake(x, ev) {
+		g.stirred = time.Now()
 	}
 	reason := ev.Type + " " + x.resource
 	if ev.Name != "" {
