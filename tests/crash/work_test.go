@@ -53,7 +53,7 @@ func exercise(t *testing.T, s *server, choose *rand.Rand, namespace string) {
 }
 
 // evictions is how often churn wants each guest to be evicted.
-const evictions = 5
+const evictions = 3
 
 // churn evicts and wakes guests at random, until each has been evicted some
 // times. Those who have work to do cannot be at any moment.
@@ -63,7 +63,7 @@ func churn(t *testing.T, s *server, choose *rand.Rand) {
 	for _, name := range cluster.Guests {
 		left[name] = evictions
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), cluster.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*cluster.Patience)
 	defer cancel()
 	for len(left) > 0 {
 		name := cluster.Guests[choose.IntN(len(cluster.Guests))]
