@@ -9,7 +9,7 @@
 VERSION       ?= v1.37.2+dormouse1
 DESTDIR       ?= bin
 BENCH_JSON    ?= build/bench.json
-GOLANGCI_LINT ?= golangci-lint
+GOLANGCI_LINT ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 TAGS := seccomp,netgo,osusergo,no_btrfs,no_devmapper,no_zfs,sqlite_omit_load_extension
 export GOFLAGS     := -trimpath -buildvcs=false -tags=$(TAGS)

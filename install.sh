@@ -574,11 +574,13 @@ remove_data() {
         echo "[INFO]  Local volumes are kept in $ROOT$DATA_DIR/storage"
     fi
     rmdir "$ROOT$DATA_DIR" 2>/dev/null || true
-    for dir in /etc/dormouse /run/dormouse /var/lib/kubelet; do
+    for dir in /etc/dormouse /run/dormouse /var/lib/kubelet /var/log/containers /var/log/pods; do
         remove_directory "$ROOT$dir"
     done
-    # What CNI remembers of our pods; others may keep theirs there too.
-    rm -f "$ROOT"/var/lib/cni/results/dormouse-*
+    # What CNI remembers of our pods, loopback included; others may keep theirs there too.
+    for file in "$ROOT"/var/lib/cni/results/*; do
+        if grep -qF '"netns":"/run/dormouse/' "$file" 2>/dev/null; then rm -f "$file"; fi
+    done
     rmdir "$ROOT/var/lib/cni/results" "$ROOT/var/lib/cni" 2>/dev/null || true
 }
 

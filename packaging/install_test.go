@@ -690,9 +690,14 @@ func TestUninstall(t *testing.T) {
 		for _, file := range []string{"server/token", "server/db/state.db", "agent/images/a.tar", "data/abc/dormouse-rt", "storage/pvc/.hidden"} {
 			m.write("root/var/lib/dormouse/"+file, "x")
 		}
-		for _, file := range []string{"etc/dormouse/config.yaml", "run/dormouse/x", "var/lib/kubelet/pods/x/y", "var/lib/cni/results/dormouse-x"} {
+		for _, file := range []string{"etc/dormouse/config.yaml", "run/dormouse/x", "var/lib/kubelet/pods/x/y", "var/log/pods/x/0.log", "var/log/containers/x.log"} {
 			m.write("root/"+file, "x")
 		}
+		for _, file := range []string{"dormouse-x-eth0", "cni-loopback-x-lo"} {
+			m.write("root/var/lib/cni/results/"+file, `{"kind":"cniCacheV1","netns":"/run/dormouse/containerd/state/netns/cni-x"}`)
+		}
+		foreign := "var/lib/cni/results/cni-loopback-y-lo"
+		m.write("root/"+foreign, `{"kind":"cniCacheV1","netns":"/run/netns/cni-y"}`)
 		m.calls()
 
 		installed := m.tree()
@@ -707,10 +712,16 @@ func TestUninstall(t *testing.T) {
 		if !m.exists("var/lib/dormouse/storage/pvc/.hidden") {
 			t.Fatal("local volumes are gone without --purge")
 		}
+		if !m.exists(foreign) {
+			t.Error("what CNI remembers of others' pods is gone")
+		}
+		if err := os.RemoveAll(filepath.Join(m.root, "var/lib/cni")); err != nil {
+			t.Fatal(err)
+		}
 		m.install()
 		m.run(uninstall, "--purge")
 		after := m.tree()
-		for _, dir := range []string{"/etc", "/etc/systemd", "/etc/systemd/system", "/var", "/var/lib"} {
+		for _, dir := range []string{"/etc", "/etc/systemd", "/etc/systemd/system", "/var", "/var/lib", "/var/log"} {
 			delete(after, dir)
 		}
 		if !maps.Equal(before, after) {

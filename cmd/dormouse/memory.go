@@ -30,6 +30,7 @@ func keepMemorySmall() memoryKeeper {
 		return memoryKeeper{off: true}
 	}
 	debug.SetGCPercent(gcPercent)
+	useOneArena()
 	return memoryKeeper{}
 }
 
@@ -51,6 +52,7 @@ func (k memoryKeeper) run(ctx context.Context) {
 		if first || unusedHeap() > worthReturning {
 			debug.FreeOSMemory()
 		}
+		trimMalloc()
 	}
 }
 

@@ -32,6 +32,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -43,7 +44,7 @@ const (
 )
 
 const (
-	formatVersion = 1
+	formatVersion = 2
 	magic         = "DORMPACK"
 	trailerSize   = 8 + 4 + len(magic)
 	maxIndex      = 1 << 20
@@ -63,6 +64,7 @@ type file struct {
 	Packed int64       `json:"packed"` // length of the compressed bytes
 	Size   int64       `json:"size"`
 	SHA256 string      `json:"sha256"` // hexadecimal
+	XXH64  string      `json:"xxh64"`  // hexadecimal; quick enough to be compared at each start, also without SHA instructions
 }
 
 // Archive is an open archive. Its methods are safe for concurrent use.
@@ -234,15 +236,15 @@ func pack(w *counter, name string) (file, error) {
 	if err != nil {
 		return file{}, err
 	}
-	h := sha256.New()
-	if f.Size, err = io.Copy(io.MultiWriter(e, h), in); err != nil {
+	h, quick := sha256.New(), xxhash.New()
+	if f.Size, err = io.Copy(io.MultiWriter(e, h, quick), in); err != nil {
 		return file{}, err
 	}
 	if err := e.Close(); err != nil {
 		return file{}, err
 	}
 	f.Packed = w.n - f.Offset
-	f.SHA256 = hex.EncodeToString(h.Sum(nil))
+	f.SHA256, f.XXH64 = hex.EncodeToString(h.Sum(nil)), hex.EncodeToString(quick.Sum(nil))
 	return f, nil
 }
 

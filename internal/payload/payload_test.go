@@ -73,14 +73,14 @@ func TestUnpack(t *testing.T) {
 		t.Error("complete files were unpacked again")
 	}
 
-	if err := os.Truncate(filepath.Join(dir, Controllers), 1); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Locate(program, data); err != nil {
-		t.Fatal(err)
-	}
-	if b, _ := os.ReadFile(filepath.Join(dir, Controllers)); string(b) != "module" {
-		t.Errorf("a cut file was left as %q", b)
+	for _, damaged := range []string{"m", "modulE", "module and more"} {
+		write(t, dir, Controllers, 0o644, []byte(damaged))
+		if _, err := Locate(program, data); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := os.ReadFile(filepath.Join(dir, Controllers)); string(b) != "module" {
+			t.Errorf("a file damaged as %q was left as %q", damaged, b)
+		}
 	}
 }
 
@@ -135,7 +135,7 @@ func TestDamageIsFound(t *testing.T) {
 			t.Errorf("a flipped bit in %s left something: %v", f.Name, err)
 		}
 	}
-	b := bytes.Replace(whole, []byte(`"format":1`), []byte(`"format":7`), 1)
+	b := bytes.Replace(whole, []byte(`"format":2`), []byte(`"format":7`), 1)
 	if _, err := Open(write(t, t.TempDir(), "program", 0o755, b)); !errors.Is(err, ErrInvalid) {
 		t.Errorf("an unknown format: %v", err)
 	}

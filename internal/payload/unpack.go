@@ -2,8 +2,10 @@ package payload
 
 import (
 	"cmp"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,7 +95,10 @@ func (a *Archive) unpack(parent string) (string, error) {
 	}
 	defer unlock()
 	dir := filepath.Join(parent, a.digest)
-	if !a.complete(dir) {
+	if err := a.check(dir); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			logrus.Warnf("unpacking the program's files again: %v", err)
+		}
 		if err := a.unpackTo(parent, dir); err != nil {
 			return "", fmt.Errorf("unpacking the program's files into %s: %w", parent, err)
 		}
@@ -106,16 +113,38 @@ func (a *Archive) unpack(parent string) (string, error) {
 	return dir, nil
 }
 
-// complete reports whether dir holds all files with the right sizes. Their
-// content was checked when they were written.
-func (a *Archive) complete(dir string) bool {
+// check compares dir with the archive: names, modes and content. Flash wears out, and what is damaged here is whole in
+// the archive.
+func (a *Archive) check(dir string) error {
 	for _, f := range a.index.Files {
-		st, err := os.Stat(filepath.Join(dir, f.Name))
-		if err != nil || !st.Mode().IsRegular() || st.Size() != f.Size || st.Mode().Perm() != f.Mode {
-			return false
+		if err := f.checkUnpacked(filepath.Join(dir, f.Name)); err != nil {
+			return err
 		}
 	}
-	return true
+	return nil
+}
+
+func (f file) checkUnpacked(name string) error {
+	in, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	st, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() || st.Size() != f.Size || st.Mode().Perm() != f.Mode {
+		return fmt.Errorf("%s: mode %s and %d bytes, want %s and %d", name, st.Mode(), st.Size(), f.Mode, f.Size)
+	}
+	h := xxhash.New()
+	if _, err := io.Copy(h, in); err != nil {
+		return err
+	}
+	if sum := hex.EncodeToString(h.Sum(nil)); sum != f.XXH64 {
+		return fmt.Errorf("%s: its content has checksum %s, want %s", name, sum, f.XXH64)
+	}
+	return nil
 }
 
 func (a *Archive) unpackTo(parent, dir string) error {
@@ -135,7 +164,7 @@ func (a *Archive) unpackTo(parent, dir string) error {
 	if err := syncDir(tmp); err != nil {
 		return err
 	}
-	// An incomplete directory of that name can only be damage.
+	// A directory of that name can only be damaged.
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}

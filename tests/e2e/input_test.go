@@ -302,6 +302,7 @@ func TestDamagedModule(t *testing.T) {
 		{"something else", func([]byte) []byte { return bytes.Repeat([]byte("dormouse"), 1000) }, `not a valid module file`},
 		{"without its middle", func(b []byte) []byte { return append(bytes.Clone(b[:len(b)/3]), b[len(b)/2:]...) }, `not a valid module file`},
 		{"a byte of its head", func(b []byte) []byte { b = bytes.Clone(b); b[40] ^= 0xff; return b }, `not a valid module file`},
+		{"a bit of its machine code", func(b []byte) []byte { b = bytes.Clone(b); b[len(b)/3] ^= 1; return b }, `not a valid module file`},
 		{"of another wasmtime", func(b []byte) []byte {
 			return bytes.Replace(b, []byte(`"wasmtime":"v3`), []byte(`"wasmtime":"v2`), 1)
 		}, `another version`},

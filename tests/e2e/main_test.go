@@ -56,19 +56,30 @@ type world struct {
 // The one node of this process, once a test has needed it.
 var (
 	mu      sync.Mutex
+	mode    = "wasm" // --controller-mode of the node
 	started *world
 	failure error
 )
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if started != nil {
-		if err := errors.Join(started.StopServer(), started.Close()); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
+	if err := stopNode(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
+}
+
+// stopNode ends the node, if there is one; theNode starts another.
+func stopNode() error {
+	mu.Lock()
+	defer mu.Unlock()
+	w := started
+	started, failure = nil, nil
+	if w == nil {
+		return nil
+	}
+	return errors.Join(w.StopServer(), w.Close())
 }
 
 // theNode returns the node, starting it if need be. When the test fails, the end
@@ -101,7 +112,9 @@ func startNode(t *testing.T) (*world, error) {
 	archives := append(broken, filepath.Join(*imagesFlag, "web.tar.zst"), filepath.Join(*imagesFlag, "web-v2.tar.zst"))
 	ctx, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
-	n, err := node.Start(ctx, node.Config{Binary: *binaryFlag, Images: archives, Name: nodeName})
+	n, err := node.Start(ctx, node.Config{
+		Binary: *binaryFlag, Images: archives, Name: nodeName, Args: []string{"--controller-mode=" + mode},
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -169,3 +169,30 @@ func TestMetrics(t *testing.T) {
 		t.Error("a guest was restarted")
 	}
 }
+
+// TestNative: with the controllers in the process instead of in Wasm, all that does not ask about Wasm is the same. It
+// ends the node of the other tests.
+func TestNative(t *testing.T) {
+	swap := func(to string) {
+		if err := stopNode(); err != nil {
+			t.Fatal(err)
+		}
+		mode = to
+	}
+	before := mode
+	swap("native")
+	defer swap(before)
+	for name, c := range theNode(t).list(t) {
+		if c.State != "native" {
+			t.Errorf("%s is %s", name, c.State)
+		}
+	}
+	for name, test := range map[string]func(*testing.T){
+		"BrokenFiles": TestBrokenFiles, "Deployment": TestDeployment, "Service": TestService,
+		"GarbageCollection": TestGarbageCollection, "Namespace": TestNamespace, "Node": TestNode,
+		"TaintEvicts": TestTaintEvicts, "LogsAndExec": TestLogsAndExec, "PortForward": TestPortForward,
+		"Resources": TestResources, "Restart": TestRestart,
+	} {
+		t.Run(name, test)
+	}
+}

@@ -1,7 +1,9 @@
 package plane
 
 import (
+	"errors"
 	"fmt"
+	goruntime "runtime"
 	"strings"
 	"testing"
 	"time"
@@ -275,5 +277,43 @@ func TestResourceOf(t *testing.T) {
 		if got := resourceOf(path); got != want {
 			t.Errorf("%s: %q, want %q", path, got, want)
 		}
+	}
+}
+
+// TestSleepingGuestIsSmall: what the plane keeps of a sleeping guest that follows one resource, on the heap and on the
+// stacks of goroutines, the test's API included, is bookkeeping.
+func TestSleepingGuestIsSmall(t *testing.T) {
+	const most = 64 << 10
+	asleep := func(names ...string) int64 {
+		a := newAPI()
+		p := start(t, t.TempDir(), a, controllers.Declaration{}, func(c *Config, _ *Host) {
+			c.Guests = nil
+			for _, name := range names {
+				c.Guests = append(c.Guests, controllers.Declaration{Name: name, MemoryLimit: 64 << 20, RunLimit: 10 * time.Second})
+			}
+		})
+		for _, g := range p.guests {
+			for g.detail().State != Asleep {
+				if err := g.command(t.Context(), commandEvict); err != nil && !errors.Is(err, errBusy) {
+					t.Fatal(err)
+				}
+			}
+			if len(g.detail().Streams) != 1 {
+				t.Fatalf("%s sleeps without its watch", g.Name)
+			}
+		}
+		var m goruntime.MemStats
+		goruntime.GC()
+		goruntime.GC() // what was pooled is gone after the second
+		goruntime.ReadMemStats(&m)
+		p.stop()
+		return int64(m.HeapAlloc + m.StackInuse)
+	}
+	asleep("fold") // what is made once
+	one, four := asleep("fold"), asleep("fold", "panic", "loop", "recurse")
+	each := (four - one) / 3
+	t.Logf("%d KiB for each sleeping guest", each>>10)
+	if each > most {
+		t.Errorf("a sleeping guest keeps %d bytes, want at most %d", each, most)
 	}
 }

@@ -95,7 +95,7 @@ func TestModuleStartsWhereInitialisationEnded(t *testing.T) {
 	if err := os.WriteFile(name, file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := module.Verify(name); err != nil {
+	if _, err := module.Verify(name); err != nil {
 		t.Fatal(err)
 	}
 	m, err := module.Load(name)

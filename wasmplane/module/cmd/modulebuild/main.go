@@ -73,7 +73,7 @@ func doMain(ctx context.Context, args []string, stderr io.Writer) error {
 	}
 	key := digest(wasm, fmt.Sprint(recipe), module.WasmtimeVersion, target, fmt.Sprint(module.FormatVersion))
 	cached := filepath.Join(*cache, key+".cwasm")
-	if module.Verify(cached) == nil {
+	if _, err := module.Verify(cached); err == nil {
 		b.step("taken from the cache")
 	} else {
 		if err := os.MkdirAll(*cache, 0o755); err != nil {
