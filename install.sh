@@ -298,7 +298,8 @@ fetch_binary() {
     chmod 0755 "$BINARY"
 }
 
-# put FILE PATH MODE: writes PATH unless it has that content already, at once or not at all. Succeeds if it changed.
+# put FILE PATH MODE: writes PATH unless it has that content already, at once or not at all, even if the power fails.
+# Succeeds if it changed.
 put() {
     target=$ROOT$2
     if [ -f "$target" ] && cmp -s "$1" "$target"; then
@@ -314,7 +315,7 @@ put() {
     if ! {
         mkdir -p "${target%/*}" &&
             { [ "$1" = "$new" ] || cp "$1" "$new"; } &&
-            chmod "$3" "$new" && mv -f "$new" "$target"
+            chmod "$3" "$new" && sync "$new" && mv -f "$new" "$target"
     }; then
         rm -f "$new"
         fatal "cannot write $target"

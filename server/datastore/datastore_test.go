@@ -167,5 +167,7 @@ func BenchmarkWrite(b *testing.B) {
 		}
 	}
 	cancel()
-	<-done
+	if err := <-done; err != nil {
+		b.Error(err)
+	}
 }

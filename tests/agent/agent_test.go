@@ -151,7 +151,9 @@ func TestNode(t *testing.T) {
 		}()
 		serves(t, n, "http://127.0.0.1:18080")
 		stop()
-		<-done
+		if err := <-done; err == nil {
+			t.Error("it ended by itself")
+		}
 	})
 
 	t.Run("broken archive", func(t *testing.T) {

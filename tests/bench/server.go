@@ -187,8 +187,7 @@ func (s *server) stop() error {
 		return nil
 	case <-time.After(stopPatience):
 		_ = s.cmd.Process.Kill()
-		<-s.ended
-		return fmt.Errorf("%s did not end within %s", s.name, stopPatience)
+		return fmt.Errorf("%s did not end within %s: %w", s.name, stopPatience, <-s.ended)
 	}
 }
 

@@ -274,7 +274,7 @@ func TestTimerRunsOnThroughSleepAndRestart(t *testing.T) {
 		t.Errorf("woken by %q", d.LastWakeReason)
 	}
 	p.stop()
-	p = start(t, dir, a, controllers.Declaration{Name: "ticker"}, period)
+	start(t, dir, a, controllers.Declaration{Name: "ticker"}, period)
 	awaitValue(t, a, "tick", "3") // a cold start would begin with 1
 }
 

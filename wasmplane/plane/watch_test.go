@@ -78,7 +78,7 @@ func pod(name string, change func(*corev1.Pod)) *corev1.Pod {
 			Labels:          map[string]string{"app": "web"},
 			Annotations:     map[string]string{"note": "k8s.io/initial-events-end", "k8s.io/initial-events-end": "false"},
 			OwnerReferences: []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "other-name", UID: "other-uid"}},
-			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "m", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:metadata":{}}`)}}},
+			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "m", FieldsV1: metav1.NewFieldsV1(`{"f:metadata":{}}`)}},
 		},
 		Spec:   corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "c", Image: "i", Args: []string{"a\nb", "\"metadata\":{}"}}}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning},

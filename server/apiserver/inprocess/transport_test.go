@@ -124,7 +124,7 @@ func TestWatchDeliversEachEventAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		next := make(chan string)
 		tr := transport(func(w http.ResponseWriter, req *http.Request) {
-			if _, ok := w.(http.CloseNotifier); !ok {
+			if _, ok := w.(closeNotifier); !ok {
 				t.Error("the writer is no CloseNotifier")
 			}
 			w.(http.Flusher).Flush()
@@ -353,7 +353,9 @@ func BenchmarkGet(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		io.Copy(io.Discard, resp.Body)
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			b.Fatal(err)
+		}
 		resp.Body.Close()
 	}
 }
