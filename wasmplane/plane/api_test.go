@@ -1,6 +1,8 @@
 package plane
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,54 +15,106 @@ import (
 	"time"
 )
 
-// api is an API server of one resource, /objects, which can be watched from any
-// version, and of /results, where the guests leave what they made of it.
-type api struct {
+// world is an API server of one resource, /objects, which can be listed, and
+// watched from any version that it remembers.
+type world struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	events  []string // event k has version k+2
+	objects map[string]stored
+	oldest  int // version from which it can be watched
+	cut     int // events after which each watch is ended; 0: never
+	watches int // that were asked for
+	open    int // that go on
+	lists   int // that were asked for
+	ended   int // how often all watches were ended
+}
+
+// stored is an object as it is now.
+type stored struct{ uid, revision, value string }
+
+// api is the world as one user sees it, with /results, where its guest leaves what
+// it made of the objects.
+type api struct {
+	*world
 	results map[string]string
-	cut     int   // events after which each watch is ended; 0: never
 	refuse  []int // answers to the next watches; 0: none
-	watches int   // that were asked for
-	ended   int   // how often all watches were ended
 }
 
 func newAPI() *api {
-	return &api{changed: make(chan struct{}), results: map[string]string{}}
+	w := &world{changed: make(chan struct{}), objects: map[string]stored{}}
+	return w.user()
 }
 
+// user is another user of the same world.
+func (w *world) user() *api { return &api{world: w, results: map[string]string{}} }
+
 // put adds an event.
-func (a *api) put(typ, name, value string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	e := map[string]any{"type": typ, "object": map[string]any{
-		"metadata": map[string]string{"name": name, "uid": "uid-" + name, "resourceVersion": strconv.Itoa(len(a.events) + 2)},
-		"value":    value,
-	}}
-	b, _ := json.Marshal(e)
-	a.events = append(a.events, string(b)+"\n")
-	a.announce()
+func (w *world) put(typ, name, value string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o := stored{w.objects[name].uid, strconv.Itoa(len(w.events) + 2), value}
+	if o.uid == "" {
+		o.uid = "uid-" + name + "-" + o.revision
+	}
+	switch typ {
+	case "DELETED":
+		delete(w.objects, name)
+	case "ADDED", "MODIFIED":
+		w.objects[name] = o
+	}
+	w.events = append(w.events, o.event(typ, name, nil))
+	w.announce()
+}
+
+// event is a line of a watch.
+func (o stored) event(typ, name string, annotations map[string]string) string {
+	b, _ := json.Marshal(map[string]any{"type": typ, "object": map[string]any{
+		"metadata": map[string]any{"name": name, "uid": o.uid, "resourceVersion": o.revision, "annotations": annotations},
+		"value":    o.value,
+	}})
+	return string(b) + "\n"
+}
+
+// state is every object with its value, as the guest "mirror" puts it.
+func (w *world) state() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	values := map[string]string{}
+	for name, o := range w.objects {
+		values[name] = o.value
+	}
+	return fmt.Sprint(values)
+}
+
+// forget ends every watch, and can go on only from the present: the API server
+// has restarted.
+func (w *world) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.oldest = len(w.events) + 1
+	w.ended++
+	w.announce()
 }
 
 // endWatches ends every watch that has come to the present.
-func (a *api) endWatches() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.ended++
-	a.announce()
+func (w *world) endWatches() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended++
+	w.announce()
 }
 
-// announce wakes who waits for a change; api.mu is held.
-func (a *api) announce() {
-	close(a.changed)
-	a.changed = make(chan struct{})
+// announce wakes who waits for a change; world.mu is held.
+func (w *world) announce() {
+	close(w.changed)
+	w.changed = make(chan struct{})
 }
 
-func (a *api) version() int64 {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return int64(len(a.events) + 1)
+func (w *world) version() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return int64(len(w.events) + 1)
 }
 
 func (a *api) got() map[string]string {
@@ -101,19 +155,30 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 		a.mu.Unlock()
 		return respond(http.StatusOK, io.NopCloser(strings.NewReader("ok"))), nil
 	}
-	from, err := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
-	if err != nil {
-		return nil, err
+	query := r.URL.Query()
+	if !query.Has("watch") {
+		return respond(http.StatusOK, io.NopCloser(bytes.NewReader(a.list()))), nil
 	}
 	a.mu.Lock()
-	cut, answer := a.cut, 0
+	defer a.mu.Unlock()
 	a.watches++
-	ended := a.ended
 	a.announce()
+	answer := 0
 	if len(a.refuse) > 0 {
 		answer, a.refuse = a.refuse[0], a.refuse[1:]
 	}
-	a.mu.Unlock()
+	from, initial := len(a.events)+1, ""
+	if query.Get("sendInitialEvents") == "true" {
+		initial = a.initialEvents()
+	} else {
+		var err error
+		if from, err = strconv.Atoi(query.Get("resourceVersion")); err != nil {
+			return nil, err
+		}
+		if answer == 0 && from < a.oldest {
+			answer = http.StatusGone
+		}
+	}
 	switch answer {
 	case 0:
 	case http.StatusOK: // which is not the last word
@@ -121,34 +186,70 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 	default:
 		return respond(answer, io.NopCloser(strings.NewReader("refused"))), nil
 	}
+	a.open++
 	pr, pw := io.Pipe()
-	go func() {
-		for n := from - 1; cut == 0 || n < from-1+cut; n++ {
-			a.mu.Lock()
-			for n >= len(a.events) {
-				changed, over := a.changed, a.ended != ended
-				a.mu.Unlock()
-				if over {
-					pw.Close()
-					return
-				}
-				select {
-				case <-changed:
-				case <-r.Context().Done():
-					pw.CloseWithError(r.Context().Err())
-					return
-				}
-				a.mu.Lock()
-			}
-			e := a.events[n]
-			a.mu.Unlock()
-			if _, err := io.WriteString(pw, e); err != nil {
+	go a.serve(r.Context(), pw, initial, from, a.cut, a.ended)
+	return respond(http.StatusOK, pr), nil
+}
+
+// list is the metadata of all objects.
+func (w *world) list() []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lists++
+	var items []string
+	for _, o := range w.objects {
+		items = append(items, o.uid+"@"+o.revision)
+	}
+	return encodeList(strconv.Itoa(len(w.events)+1), items...)
+}
+
+// initialEvents are the state as events; world.mu is held.
+func (w *world) initialEvents() string {
+	var lines strings.Builder
+	for name, o := range w.objects {
+		lines.WriteString(o.event("ADDED", name, nil))
+	}
+	now := stored{revision: strconv.Itoa(len(w.events) + 1)}
+	lines.WriteString(now.event(bookmark, "", map[string]string{initialEndAnnotation: "true"}))
+	return lines.String()
+}
+
+// serve writes a watch.
+func (w *world) serve(ctx context.Context, pw *io.PipeWriter, initial string, from, cut, ended int) {
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.open--
+		w.announce()
+	}()
+	if _, err := io.WriteString(pw, initial); err != nil {
+		return
+	}
+	for n := from - 1; cut == 0 || n < from-1+cut; n++ {
+		w.mu.Lock()
+		for n >= len(w.events) {
+			changed, over := w.changed, w.ended != ended
+			w.mu.Unlock()
+			if over {
+				pw.Close()
 				return
 			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				pw.CloseWithError(ctx.Err())
+				return
+			}
+			w.mu.Lock()
 		}
-		pw.Close()
-	}()
-	return respond(http.StatusOK, pr), nil
+		e := w.events[n]
+		w.mu.Unlock()
+		if _, err := io.WriteString(pw, e); err != nil {
+			return
+		}
+	}
+	pw.Close()
 }
 
 func respond(code int, body io.ReadCloser) *http.Response {

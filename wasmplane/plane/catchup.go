@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -88,19 +89,16 @@ func (g *guest) caughtUp(ctx context.Context) error {
 			continue
 		}
 		group.Go(func() error {
-			pause := listPause
-			for attempt := 1; ; attempt++ {
+			for attempt := range listAttempts - 1 {
 				err := x.catchUp(ctx)
-				if err == nil || errors.Is(err, errMissed) || attempt == listAttempts {
+				if err == nil || errors.Is(err, errMissed) {
 					return err
 				}
-				select {
-				case <-time.After(pause):
-					pause *= 2
-				case <-ctx.Done():
-					return ctx.Err()
+				if err := pause(ctx, listPause<<attempt); err != nil {
+					return err
 				}
 			}
+			return x.catchUp(ctx)
 		})
 	}
 	return group.Wait()
@@ -117,7 +115,7 @@ func (x *exchange) catchUp(ctx context.Context) error {
 	if err != nil || !had.known {
 		return errMissed
 	}
-	now, err := x.listMetadata(ctx)
+	now, err := g.plane.lists.since(ctx, upTo, x)
 	if err != nil {
 		return err
 	}
@@ -129,26 +127,70 @@ func (x *exchange) catchUp(ctx context.Context) error {
 	if x.closed || len(x.waiting) > 0 {
 		return errMissed
 	}
-	x.seen, x.delivered = now.revision, now.revision
+	if now.at > upTo {
+		x.seen, x.delivered = now.revision, now.revision
+	}
 	return nil
+}
+
+// lists are the latest lists of metadata, by what was listed. Guests that watch the
+// same share one: it says of each what it had missed at that version, whoever
+// asked for it and whenever. What a guest may see does not depend on it: its
+// watches are renewed under its own identity.
+type lists struct {
+	mu sync.Mutex
+	of map[string]*list // by exchange.objects
+}
+
+// list is one of them. It belongs to who has put something into turn.
+type list struct {
+	turn  chan struct{}
+	taken time.Time
+	listing
+}
+
+func newLists() *lists { return &lists{of: map[string]*list{}} }
+
+// since returns a list of what x watches that is newer than the given version, or
+// was made just now. If there is none it asks the API server as x's guest.
+func (s *lists) since(ctx context.Context, revision uint64, x *exchange) (listing, error) {
+	asked := time.Now()
+	s.mu.Lock()
+	l := s.of[x.objects]
+	if l == nil {
+		l = &list{turn: make(chan struct{}, 1)}
+		s.of[x.objects] = l
+	}
+	s.mu.Unlock()
+	select {
+	case l.turn <- struct{}{}:
+	case <-ctx.Done():
+		return listing{}, ctx.Err()
+	}
+	defer func() { <-l.turn }()
+	if l.at > revision || l.taken.After(asked) {
+		return l.listing, nil
+	}
+	now, err := x.listMetadata(ctx)
+	if err != nil {
+		return listing{}, err
+	}
+	l.listing, l.taken = now, time.Now()
+	return now, nil
 }
 
 // listing is what a list of metadata says.
 type listing struct {
 	revision string // of the list
+	at       uint64 // the same as a number
 	newest   uint64 // version of the object that changed last
 	members  members
 }
 
 func (x *exchange) listMetadata(ctx context.Context) (listing, error) {
-	query := x.url.Query()
-	for _, name := range []string{"watch", "allowWatchBookmarks", "sendInitialEvents", "resourceVersion", "resourceVersionMatch", "timeoutSeconds", "timeout"} {
-		query.Del(name)
-	}
-	list := *x
-	list.header = x.header.Clone()
-	list.header.Set("Accept", metadataList)
-	resp, err := list.roundTrip(ctx, query)
+	header := x.header.Clone()
+	header.Set("Accept", metadataList)
+	resp, err := x.roundTrip(ctx, selection(x.url.Query()).Encode(), header)
 	if err != nil {
 		return listing{}, err
 	}
@@ -193,8 +235,8 @@ func decodeMetadataList(b []byte) (listing, error) {
 	if err := firstError(err, inner); err != nil {
 		return listing{}, err
 	}
-	if l.revision == "" || l.revision == "0" {
-		return listing{}, fmt.Errorf("decoding a list: it has no resourceVersion")
+	if l.at, err = strconv.ParseUint(l.revision, 10, 64); err != nil || l.at == 0 {
+		return listing{}, fmt.Errorf("decoding a list: its resourceVersion is %q", l.revision)
 	}
 	return l, nil
 }

@@ -18,8 +18,7 @@ import (
 
 // encodeList is a list of metadata as the API server sends it. Objects are given as
 // "uid@version".
-func encodeList(t testing.TB, revision string, objects ...string) []byte {
-	t.Helper()
+func encodeList(revision string, objects ...string) []byte {
 	list := &metav1.PartialObjectMetadataList{ListMeta: metav1.ListMeta{ResourceVersion: revision}}
 	for _, o := range objects {
 		uid, version, _ := strings.Cut(o, "@")
@@ -29,12 +28,12 @@ func encodeList(t testing.TB, revision string, objects ...string) []byte {
 	}
 	raw, err := list.Marshal()
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	unknown := k8sruntime.Unknown{TypeMeta: k8sruntime.TypeMeta{APIVersion: "meta.k8s.io/v1", Kind: "PartialObjectMetadataList"}, Raw: raw}
 	b, err := unknown.Marshal()
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	return append([]byte("k8s\x00"), b...)
 }
@@ -58,21 +57,21 @@ func TestCatchUp(t *testing.T) {
 		silent  bool   // nothing is delivered
 		lists   int
 	}{
-		"nothing happened":       {sum("a", "b"), script{code: 410}, encodeList(t, "900", "b@50", "a@7"), true, 1},
-		"said by an event":       {sum("a", "b"), script{200, expired, false}, encodeList(t, "900", "b@50", "a@7"), true, 1},
-		"empty, as before":       {sum(), script{code: 410}, encodeList(t, "900"), true, 1},
-		"one changed":            {sum("a", "b"), script{code: 410}, encodeList(t, "900", "b@50", "a@51"), false, 1},
-		"one more":               {sum("a", "b"), script{code: 410}, encodeList(t, "900", "a@7", "b@8", "c@9"), false, 1},
-		"one less":               {sum("a", "b"), script{code: 410}, encodeList(t, "900", "a@7"), false, 1},
-		"one for another":        {sum("a", "b"), script{code: 410}, encodeList(t, "900", "a@7", "c@8"), false, 1},
-		"all gone":               {sum("a", "b"), script{code: 410}, encodeList(t, "900"), false, 1},
+		"nothing happened":       {sum("a", "b"), script{code: 410}, encodeList("900", "b@50", "a@7"), true, 1},
+		"said by an event":       {sum("a", "b"), script{200, expired, false}, encodeList("900", "b@50", "a@7"), true, 1},
+		"empty, as before":       {sum(), script{code: 410}, encodeList("900"), true, 1},
+		"one changed":            {sum("a", "b"), script{code: 410}, encodeList("900", "b@50", "a@51"), false, 1},
+		"one more":               {sum("a", "b"), script{code: 410}, encodeList("900", "a@7", "b@8", "c@9"), false, 1},
+		"one less":               {sum("a", "b"), script{code: 410}, encodeList("900", "a@7"), false, 1},
+		"one for another":        {sum("a", "b"), script{code: 410}, encodeList("900", "a@7", "c@8"), false, 1},
+		"all gone":               {sum("a", "b"), script{code: 410}, encodeList("900"), false, 1},
 		"list refused":           {sum("a", "b"), script{code: 410}, nil, false, 1},
-		"list without a version": {sum("a", "b"), script{code: 410}, encodeList(t, "", "a@7", "b@8"), false, 1},
-		"list with bad versions": {sum("a", "b"), script{code: 410}, encodeList(t, "900", "a@x", "b@8"), false, 1},
+		"list without a version": {sum("a", "b"), script{code: 410}, encodeList("", "a@7", "b@8"), false, 1},
+		"list with bad versions": {sum("a", "b"), script{code: 410}, encodeList("900", "a@x", "b@8"), false, 1},
 		"list is no list":        {sum("a", "b"), script{code: 410}, []byte("{}"), false, 1},
-		"unknown":                {members{}, script{code: 410}, encodeList(t, "900"), false, 0},
-		"not allowed any more":   {sum("a", "b"), script{code: 403}, encodeList(t, "900", "a@7", "b@8"), false, 0},
-		"after events":           {sum("uid-a", "uid-b"), script{200, changes + expired, false}, encodeList(t, "900", "uid-a@52", "uid-c@51"), false, 1},
+		"unknown":                {members{}, script{code: 410}, encodeList("900"), false, 0},
+		"not allowed any more":   {sum("a", "b"), script{code: 403}, encodeList("900", "a@7", "b@8"), false, 0},
+		"after events":           {sum("uid-a", "uid-b"), script{200, changes + expired, false}, encodeList("900", "uid-a@52", "uid-c@51"), false, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &watchServer{scripts: []script{c.watch, {200, "", true}}}
@@ -139,8 +138,8 @@ func TestCatchUp(t *testing.T) {
 }
 
 func FuzzDecodeMetadataList(f *testing.F) {
-	f.Add(encodeList(f, "900", "a@7", "b@8"))
-	f.Add(encodeList(f, "1"))
+	f.Add(encodeList("900", "a@7", "b@8"))
+	f.Add(encodeList("1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l, err := decodeMetadataList(b)
 		if err == nil && (l.revision == "" || l.revision == "0") {
@@ -165,9 +164,9 @@ func TestCaughtUp(t *testing.T) {
 		want     error
 		revision string
 	}{
-		"nothing happened":         {known("a"), encodeList(t, "900", "a@50"), 0, nil, "900"},
-		"the server was not ready": {known("a"), encodeList(t, "900", "a@50"), 2, nil, "900"},
-		"something happened":       {known("a"), encodeList(t, "900", "a@51"), 0, errMissed, "50"},
+		"nothing happened":         {known("a"), encodeList("900", "a@50"), 0, nil, "900"},
+		"the server was not ready": {known("a"), encodeList("900", "a@50"), 2, nil, "900"},
+		"something happened":       {known("a"), encodeList("900", "a@51"), 0, errMissed, "50"},
 		"nobody can tell":          {members{}, nil, 0, nil, "50"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -69,14 +71,12 @@ func foldOf(events ...string) string {
 	return fmt.Sprint(sum)
 }
 
-// startAll runs a plane with several guests, each with an API of its own.
-func startAll(t *testing.T, names []string, change func(*Config)) (*running, map[string]*api) {
+// startAll runs a plane with several guests, which watch the same objects.
+func startAll(t *testing.T, dir string, apis map[string]*api, change func(*Config)) *running {
 	t.Helper()
-	apis := map[string]*api{}
-	p := start(t, t.TempDir(), nil, controllers.Declaration{}, func(c *Config, h *Host) {
+	return start(t, dir, nil, controllers.Declaration{}, func(c *Config, h *Host) {
 		c.Guests = nil
-		for _, name := range names {
-			apis[name] = newAPI()
+		for _, name := range slices.Sorted(maps.Keys(apis)) {
 			c.Guests = append(c.Guests, controllers.Declaration{Name: name, Identity: name, MemoryLimit: 64 << 20, RunLimit: 10 * time.Second})
 		}
 		h.Transport = func(user string) http.RoundTripper { return apis[user] }
@@ -84,7 +84,16 @@ func startAll(t *testing.T, names []string, change func(*Config)) (*running, map
 			change(c)
 		}
 	})
-	return p, apis
+}
+
+// usersOf makes a world and a user of it for each guest.
+func usersOf(names ...string) map[string]*api {
+	w := newAPI().world
+	apis := map[string]*api{}
+	for _, name := range names {
+		apis[name] = w.user()
+	}
+	return apis
 }
 
 // await waits until cond holds for the guests.
@@ -98,14 +107,15 @@ func (r *running) await(t *testing.T, what string, cond func([]Status) bool) {
 }
 
 // TestOneTrapsTheOthersGoOn: a guest that is ended again and again does not disturb
-// its neighbours.
+// its neighbours, who watch the same.
 func TestOneTrapsTheOthersGoOn(t *testing.T) {
-	p, apis := startAll(t, []string{"panic", "fold"}, nil)
-	bad, good := apis["panic"], apis["fold"]
+	apis := usersOf("panic", "fold")
+	p := startAll(t, t.TempDir(), apis, nil)
+	good := apis["fold"]
 	var events []string
 	for n := range 20 {
 		if n%10 == 5 {
-			bad.put("ADDED", "x", "bad")
+			good.put("ADDED", "y", "bad")
 		}
 		good.put("MODIFIED", "x", fmt.Sprint(n))
 		events = append(events, fmt.Sprint("MODIFIED", n))
@@ -113,7 +123,7 @@ func TestOneTrapsTheOthersGoOn(t *testing.T) {
 		good.await(t, "fold", func(m map[string]string) bool { return m["x"] == want })
 	}
 	p.await(t, "failure", func(all []Status) bool { return all[1].Name == "panic" && all[1].Restarts > 0 })
-	if d := p.guests[1].detail(); d.Restarts != 0 || d.Wakes != 1 {
+	if d := p.guests[0].detail(); d.Restarts != 0 || d.Wakes != 1 {
 		t.Errorf("the neighbour had %d restarts and %d wakes", d.Restarts, d.Wakes)
 	}
 }
@@ -146,7 +156,8 @@ func TestFailedGuestStartsAgain(t *testing.T) {
 // soon as it is idle, and all do their work.
 func TestBudgetReleasesAll(t *testing.T) {
 	names := []string{"fold", "loop", "panic"}
-	p, apis := startAll(t, names, func(c *Config) { c.MemoryBudget = 1 })
+	apis := usersOf(names...)
+	p := startAll(t, t.TempDir(), apis, func(c *Config) { c.MemoryBudget = 1 })
 	asleep := func(all []Status) bool {
 		for _, s := range all {
 			if s.State != Asleep {
@@ -156,9 +167,7 @@ func TestBudgetReleasesAll(t *testing.T) {
 		return true
 	}
 	p.await(t, "sleep", asleep)
-	for _, name := range names[1:] {
-		apis[name].put("ADDED", "x", "1")
-	}
+	apis["loop"].put("ADDED", "x", "1")
 	for _, name := range names[1:] {
 		awaitValue(t, apis[name], "x", "1")
 	}
@@ -247,7 +256,8 @@ func (l *lines) count(s string) int {
 // the plane from stopping, within far less than the time that they may run for.
 func TestStopsWhileAGuestRuns(t *testing.T) {
 	names := []string{"loop", "restless"}
-	p, apis := startAll(t, names, func(c *Config) {
+	apis := usersOf(names...)
+	p := startAll(t, t.TempDir(), apis, func(c *Config) {
 		for k := range c.Guests {
 			c.Guests[k].RunLimit = time.Hour
 		}

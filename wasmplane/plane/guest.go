@@ -422,15 +422,25 @@ func (g *guest) openStreams() {
 
 // launch starts an exchange's goroutine; guest.mu is held.
 func (g *guest) launch(x *exchange) {
-	ctx, cancel := context.WithCancel(g.base)
-	x.cancel = cancel
-	g.streams.Add(1)
-	go func() {
-		defer g.streams.Done()
-		defer cancel()
-		x.run(ctx)
+	x.ctx, x.cancel = context.WithCancel(g.base)
+	if x.watch {
+		context.AfterFunc(x.ctx, func() { g.plane.feeds.leave(x) })
+	}
+	g.spawn(x, x.run)
+}
+
+// spawn runs an exchange to its end, unless a feed takes over; guest.mu is held.
+func (g *guest) spawn(x *exchange, run func() error) {
+	g.streams.Go(func() {
+		err := run()
+		if errors.Is(err, errFollows) {
+			return
+		}
+		if x.ctx.Err() == nil {
+			x.end(err)
+		}
 		g.finish(x)
-	}()
+	})
 }
 
 func (g *guest) finish(x *exchange) {

@@ -12,6 +12,7 @@ type metrics struct {
 	snapshotDesc *prometheus.Desc
 	residentDesc *prometheus.Desc
 	stateDesc    *prometheus.Desc
+	watchesDesc  *prometheus.Desc
 }
 
 func newMetrics() *metrics {
@@ -45,6 +46,8 @@ func newMetrics() *metrics {
 			"Memory of its own that a controller holds; 0 while it sleeps.", []string{"controller"}, nil),
 		stateDesc: prometheus.NewDesc("dormouse_wasm_state",
 			"1 for the state a controller is in.", []string{"controller", "state"}, nil),
+		watchesDesc: prometheus.NewDesc("dormouse_wasm_watches",
+			"Watches in the API server that controllers share.", nil, nil),
 	}
 }
 
@@ -59,6 +62,7 @@ func (p *Plane) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.snapshotDesc
 	ch <- m.residentDesc
 	ch <- m.stateDesc
+	ch <- m.watchesDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -69,6 +73,7 @@ func (p *Plane) Collect(ch chan<- prometheus.Metric) {
 	m.saveSeconds.Collect(ch)
 	m.written.Collect(ch)
 	m.restarts.Collect(ch)
+	ch <- prometheus.MustNewConstMetric(m.watchesDesc, prometheus.GaugeValue, float64(p.feeds.count()))
 	for _, g := range p.guests {
 		s := g.status()
 		ch <- prometheus.MustNewConstMetric(m.snapshotDesc, prometheus.GaugeValue, float64(s.SnapshotBytes), s.Name)

@@ -3,8 +3,8 @@
 // concerns it, and saves and releases it when it has been idle for a while.
 //
 // One event's way: the API server writes it to a watch that the host holds open
-// for the guest (exchange.runWatch); unless the guest's declaration lets it wait
-// (exchange.deliverEvent), it goes into the mailbox and the guest's goroutine
+// for all guests that watch the same (feed.run, feed.hand); unless the guest's
+// declaration lets it wait (exchange.take), it goes into the mailbox and the guest's goroutine
 // hears of it (guest.loop); the guest is restored if it sleeps (guest.load), runs
 // until its Go scheduler says that nothing is left to do (runtime.Instance.Run),
 // and stays in memory for the idle time-out; then guest.sleep writes what changed
@@ -58,7 +58,7 @@ type Datastore struct {
 
 // Host is what the plane needs of a running server.
 type Host struct {
-	// Transport reaches the API server as the given user.
+	// Transport reaches the API server, the same for all, as the given user.
 	Transport func(user string) http.RoundTripper
 	Datastore Datastore
 	Native    []string        // controllers that run natively, for the list
@@ -72,6 +72,8 @@ type Plane struct {
 	mux     *http.ServeMux
 	guests  []*guest
 	clock   *clock
+	feeds   *feeds
+	lists   *lists
 	done    chan struct{} // closed when Run ends
 
 	// Set by Run before any guest runs.
@@ -86,7 +88,7 @@ type Plane struct {
 
 // New makes a plane. It does nothing until Run.
 func New(config Config) *Plane {
-	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), done: make(chan struct{})}
+	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), feeds: newFeeds(), lists: newLists(), done: make(chan struct{})}
 	p.mux = p.routes()
 	for _, d := range config.Guests {
 		p.guests = append(p.guests, newGuest(p, d))
@@ -131,6 +133,7 @@ func (p *Plane) Run(ctx context.Context, host Host, ready func()) (err error) {
 	}
 	ready()
 	loops.Wait()
+	p.feeds.stop()
 	return nil
 }
 

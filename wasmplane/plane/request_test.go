@@ -33,33 +33,44 @@ func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { retu
 // bare is a guest whose memory never existed.
 type bare struct {
 	*guest
-	t      *testing.T
+	t      testing.TB
 	pushed atomic.Int32 // frames that were put into the mailbox
 }
 
 // newBare makes a guest that reaches rt.
 func newBare(t *testing.T, d controllers.Declaration, rt http.RoundTripper) *bare {
 	t.Helper()
-	b := &bare{t: t}
+	return newBares(t, func(string) http.RoundTripper { return rt }, d)[0]
+}
+
+// newBares makes guests of one plane.
+func newBares(t testing.TB, transport func(user string) http.RoundTripper, ds ...controllers.Declaration) (all []*bare) {
+	t.Helper()
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	p := New(Config{Guests: []controllers.Declaration{d}, Dir: t.TempDir(), IdleTimeout: time.Minute, Log: logrus.NewEntry(log)})
+	p := New(Config{Guests: ds, Dir: t.TempDir(), IdleTimeout: time.Minute, Log: logrus.NewEntry(log)})
 	marks, err := snapshot.OpenMarks(filepath.Join(p.config.Dir, "awake"), "boot")
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.marks = marks
-	b.guest = p.guests[0]
-	b.mailbox = runtime.NewMailbox(func() { b.pushed.Add(1); poke(b.notify) })
-	if err := b.prepare(Host{Transport: func(string) http.RoundTripper { return rt }}); err != nil {
-		t.Fatal(err)
+	for _, g := range p.guests {
+		b := &bare{guest: g, t: t}
+		b.mailbox = runtime.NewMailbox(func() { b.pushed.Add(1); poke(b.notify) })
+		if err := b.prepare(Host{Transport: transport}); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b)
 	}
 	t.Cleanup(func() {
-		b.cancel()
-		b.streams.Wait()
+		for _, b := range all {
+			b.cancel()
+			b.streams.Wait()
+		}
+		p.feeds.stop()
 		_ = marks.Close()
 	})
-	return b
+	return all
 }
 
 func (b *bare) get(id uint32, url string, header http.Header) uint32 {
@@ -253,9 +264,7 @@ func TestEndIsOneStep(t *testing.T) {
 		}))
 		b.must(1, "/x")
 		b.mu.Lock()
-		if err := b.exchanges[1].push(kind, nil, "test"); err != nil {
-			t.Error(err)
-		}
+		b.exchanges[1].push(kind, nil, "test")
 		if len(b.exchanges) != left || b.underWay != left {
 			t.Errorf("after %s: %d exchanges, %d under way", kind, len(b.exchanges), b.underWay)
 		}
@@ -469,9 +478,7 @@ func TestEventsThatWaitAreBounded(t *testing.T) {
 	if due := b.waitLimitOf(x); due <= 0 || due > waitLimit {
 		t.Errorf("due in %s", due)
 	}
-	if err := x.push(abi.FrameBody, []byte("more"), "more"); err != nil {
-		t.Fatal(err)
-	}
+	x.push(abi.FrameBody, []byte("more"), "more")
 	if len(x.waiting) != 0 || x.delivered != "199" || b.pushed.Load() != 4 {
 		t.Errorf("%d wait, delivered up to %s, %d frames", len(x.waiting), x.delivered, b.pushed.Load())
 	}

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -25,14 +25,6 @@ const (
 
 	// chunk is how much of a response body goes into one frame, in bytes.
 	chunk = 64 << 10
-
-	// watchTimeout is how long the API server keeps a watch open that the host
-	// asked for. Guests ask for 5 to 10 minutes; the host renews for them.
-	watchTimeout = time.Hour
-
-	// renewAttempts is how often a watch is renewed in vain before its guest is
-	// told that it ended.
-	renewAttempts = 6
 )
 
 // allowedHeaders are all that a guest may say about a request. Who it is, is not
@@ -47,15 +39,23 @@ type exchange struct {
 	url      *url.URL
 	header   http.Header
 	body     []byte
-	watch    bool
-	resource string // as in declarations: "pods", "leases.coordination.k8s.io"
+	resource string          // as in declarations: "pods", "leases.coordination.k8s.io"
+	ctx      context.Context // ends when the exchange is closed
 	cancel   context.CancelFunc
 
+	watch   bool
+	objects string // path and selectors of what is watched
+
+	// Guarded by feeds.mu.
+	feed   *feed  // that a watch follows
+	joined uint64 // revision that it had seen when it joined
+
 	// Guarded by guest.mu.
-	settled   bool   // a watch whose response has begun
+	settled   bool   // a watch that can go on from what was seen of it
 	closed    bool   // nothing more is delivered
 	seen      string // resourceVersion up to which the host has seen events
 	delivered string // resourceVersion up to which the guest was given them
+	attempts  int    // to renew the watch since something was seen of it
 	members   members
 	waiting   []waitingEvent
 }
@@ -98,10 +98,20 @@ func (g *guest) newExchange(r *abi.Request) (*exchange, error) {
 		body:     r.Body,
 		watch:    watch && r.Method == http.MethodGet,
 		resource: resourceOf(u.Path),
+		objects:  u.EscapedPath() + "?" + selection(query).Encode(),
 
 		seen:      from,
 		delivered: from,
 	}, nil
+}
+
+// selection is what of a query says which objects are meant.
+func selection(query url.Values) url.Values {
+	query = maps.Clone(query)
+	for _, name := range []string{"watch", "allowWatchBookmarks", "sendInitialEvents", "resourceVersion", "resourceVersionMatch", "timeoutSeconds", "timeout"} {
+		query.Del(name)
+	}
+	return query
 }
 
 // resourceOf names the resource of a collection's path, as declarations do. Other
@@ -136,20 +146,22 @@ func (x *exchange) snapshotStream() snapshot.Stream {
 }
 
 // run does the exchange and delivers the response.
-func (x *exchange) run(ctx context.Context) {
-	var err error
-	if x.watch {
-		err = x.runWatch(ctx)
-	} else {
-		err = x.runOnce(ctx)
+func (x *exchange) run() error {
+	switch {
+	case x.watch && x.settled:
+		return x.keep(nil, nil)
+	case x.watch:
+		return x.runWatch()
 	}
-	if ctx.Err() != nil {
-		return
-	}
+	return x.runOnce()
+}
+
+// end delivers how the response ended.
+func (x *exchange) end(err error) {
 	if err != nil {
-		x.deliver(ctx, abi.FrameFail, []byte(err.Error()), "response to "+x.method+" "+x.resource)
+		_ = x.deliver(abi.FrameFail, []byte(err.Error()), "response to "+x.method+" "+x.resource)
 	} else {
-		x.deliver(ctx, abi.FrameEnd, nil, "end of "+x.what())
+		_ = x.deliver(abi.FrameEnd, nil, "end of "+x.what())
 	}
 }
 
@@ -160,39 +172,37 @@ func (x *exchange) what() string {
 	return "response to " + x.method + " " + x.resource
 }
 
-func (x *exchange) roundTrip(ctx context.Context, query url.Values) (*http.Response, error) {
+// roundTrip sends the request to the API server, with another query and header.
+func (x *exchange) roundTrip(ctx context.Context, query string, header http.Header) (*http.Response, error) {
 	u := *x.url
-	u.Scheme, u.Host = "http", "dormouse"
-	if query != nil {
-		u.RawQuery = query.Encode()
-	}
+	u.Scheme, u.Host, u.RawQuery = "http", "dormouse", query
 	req, err := http.NewRequestWithContext(ctx, x.method, u.String(), bytes.NewReader(x.body))
 	if err != nil {
 		return nil, err
 	}
-	req.Header = x.header.Clone()
+	req.Header = header.Clone()
 	return x.guest.transport.RoundTrip(req)
 }
 
-func (x *exchange) runOnce(ctx context.Context) error {
-	resp, err := x.roundTrip(ctx, nil)
+func (x *exchange) runOnce() error {
+	resp, err := x.roundTrip(x.ctx, x.url.RawQuery, x.header)
 	if err != nil {
 		return err
 	}
-	return x.forward(ctx, resp)
+	return x.forward(resp)
 }
 
 // forward delivers a whole response but its end.
-func (x *exchange) forward(ctx context.Context, resp *http.Response) error {
+func (x *exchange) forward(resp *http.Response) error {
 	defer resp.Body.Close()
-	if err := x.deliverHead(ctx, resp); err != nil {
+	if err := x.deliverHead(resp); err != nil {
 		return err
 	}
 	buf := make([]byte, chunk)
 	for {
 		n, err := io.ReadFull(resp.Body, buf)
 		if n > 0 {
-			if err := x.deliver(ctx, abi.FrameBody, buf[:n], x.what()); err != nil {
+			if err := x.deliver(abi.FrameBody, buf[:n], x.what()); err != nil {
 				return err
 			}
 		}
@@ -205,33 +215,34 @@ func (x *exchange) forward(ctx context.Context, resp *http.Response) error {
 	}
 }
 
-func (x *exchange) deliverHead(ctx context.Context, resp *http.Response) error {
+func (x *exchange) deliverHead(resp *http.Response) error {
 	head := abi.Head{Status: resp.StatusCode, Header: http.Header{}}
 	for _, name := range []string{"Content-Type", "Retry-After", "Warning"} {
 		if vs := resp.Header.Values(name); len(vs) > 0 {
 			head.Header[name] = vs
 		}
 	}
-	return x.deliver(ctx, abi.FrameHead, head.Append(nil), x.what())
+	return x.deliver(abi.FrameHead, head.Append(nil), x.what())
 }
 
 // deliver puts a frame into the mailbox, behind the events that waited.
-func (x *exchange) deliver(ctx context.Context, kind abi.Kind, payload []byte, reason string) error {
+func (x *exchange) deliver(kind abi.Kind, payload []byte, reason string) error {
 	g := x.guest
-	if err := g.mailbox.Room(ctx); err != nil {
+	if err := g.mailbox.Room(x.ctx); err != nil {
 		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.stirred = time.Now()
-	return x.push(kind, payload, reason)
-}
-
-// push is deliver with guest.mu held and without waiting for room.
-func (x *exchange) push(kind abi.Kind, payload []byte, reason string) error {
 	if x.closed {
 		return context.Canceled
 	}
+	g.stirred = time.Now()
+	x.push(kind, payload, reason)
+	return nil
+}
+
+// push is deliver with guest.mu held and without waiting for room.
+func (x *exchange) push(kind abi.Kind, payload []byte, reason string) {
 	g := x.guest
 	g.flushWaiting()
 	g.noteCause(reason)
@@ -239,180 +250,6 @@ func (x *exchange) push(kind abi.Kind, payload []byte, reason string) error {
 	if kind == abi.FrameEnd || kind == abi.FrameFail {
 		g.close(x) // at once: a snapshot must not have a watch that its guest knows to be over
 	}
-	return nil
-}
-
-// runWatch keeps a watch open for as long as the guest wants it. The guest sees
-// one response that never ends; the host renews the request underneath and keeps
-// bookmarks to itself.
-func (x *exchange) runWatch(ctx context.Context) error {
-	g := x.guest
-	query := x.url.Query()
-	g.mu.Lock()
-	began := x.settled // it was resumed
-	initial := !began && query.Get("sendInitialEvents") == "true"
-	if !began {
-		x.members.known = initial
-	}
-	g.mu.Unlock()
-	for attempt := 0; ; {
-		query.Set("timeoutSeconds", strconv.Itoa(int((watchTimeout + rand.N(watchTimeout/4)).Seconds())))
-		query.Set("allowWatchBookmarks", "true")
-		if began {
-			g.mu.Lock()
-			seen := x.seen
-			g.mu.Unlock()
-			if seen == "" || seen == "0" {
-				return nil // nothing to go on from: the guest lists again
-			}
-			query.Set("resourceVersion", seen)
-			query.Del("resourceVersionMatch")
-			query.Del("sendInitialEvents")
-		}
-		resp, err := x.roundTrip(ctx, query)
-		var expired []byte // the event that says so, or empty
-		switch {
-		case err != nil && !began:
-			return err
-		case err == nil && resp.StatusCode != http.StatusOK && !began:
-			return x.forward(ctx, resp)
-		case err == nil && resp.StatusCode == http.StatusOK:
-			if !began {
-				if err := x.deliverHead(ctx, resp); err != nil {
-					resp.Body.Close()
-					return err
-				}
-				if !initial {
-					g.settle(x)
-				}
-				began = true
-			}
-			var progress bool
-			progress, expired, err = x.forwardEvents(ctx, resp, &initial)
-			if progress {
-				attempt = 0
-			}
-			if initial && expired == nil {
-				return nil // ended before the list was complete
-			}
-		case err == nil:
-			resp.Body.Close()
-			err = fmt.Errorf("status %d", resp.StatusCode)
-			switch resp.StatusCode {
-			case http.StatusGone:
-				expired = []byte{}
-			case http.StatusForbidden:
-				return nil
-			}
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if expired != nil && !initial {
-			missed := x.catchUp(ctx)
-			if missed == nil {
-				expired = nil
-			} else {
-				g.log.WithField("resource", x.resource).Debugf("watch cannot go on: %v", missed)
-			}
-		}
-		if expired != nil {
-			if len(expired) > 0 {
-				return x.deliver(ctx, abi.FrameBody, expired, "end of the watch of "+x.resource)
-			}
-			return nil
-		}
-		if attempt++; attempt > renewAttempts {
-			g.log.WithField("resource", x.resource).Debugf("watch could not be renewed: %v", err)
-			return nil
-		}
-		if attempt > 1 { // the first renewal is the ordinary one
-			select {
-			case <-time.After(time.Duration(attempt) * time.Second):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-	}
-}
-
-// forwardEvents delivers events until the response ends. progress says that there
-// were any; expired is the error event that ended them.
-func (x *exchange) forwardEvents(ctx context.Context, resp *http.Response, initial *bool) (progress bool, expired []byte, err error) {
-	defer resp.Body.Close()
-	events, err := newEventReader(resp.Header.Get("Content-Type"), resp.Body)
-	if err != nil {
-		return false, nil, err
-	}
-	for {
-		ev, raw, err := events.next()
-		if err != nil {
-			return progress, nil, err
-		}
-		switch {
-		case ev.Type == bookmark && !(ev.InitialEnd && *initial):
-			x.pass(ev)
-		case ev.Type == errorEvent:
-			return progress, raw, nil
-		default:
-			if ev.InitialEnd {
-				*initial = false
-			}
-			if err := x.deliverEvent(ctx, ev, raw, *initial); err != nil {
-				return true, nil, err
-			}
-			if ev.InitialEnd {
-				x.guest.settle(x) // not before: the rest of a list cannot be resumed
-			}
-		}
-		progress = true
-	}
-}
-
-// pass notes a bookmark.
-func (x *exchange) pass(ev event) {
-	g := x.guest
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	x.seen = ev.Revision
-	if len(x.waiting) == 0 {
-		x.delivered = ev.Revision
-	}
-}
-
-// deliverEvent gives an event to the guest, or lets it wait if the guest's
-// declaration says so.
-func (x *exchange) deliverEvent(ctx context.Context, ev event, raw []byte, initial bool) error {
-	g := x.guest
-	if err := g.mailbox.Room(ctx); err != nil {
-		return err
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if x.closed {
-		return context.Canceled
-	}
-	if ev.Revision != "" {
-		x.seen = ev.Revision
-	}
-	g.noteHeartbeat(x, ev)
-	if !initial && g.mayWait(x, ev) {
-		x.wait(ev, raw)
-		return nil
-	}
-	if initial || !g.needNotWake(x, ev) {
-		g.stirred = time.Now()
-	}
-	reason := ev.Type + " " + x.resource
-	if ev.Name != "" {
-		reason += " " + strings.TrimPrefix(ev.Namespace+"/"+ev.Name, "/")
-	}
-	if err := x.push(abi.FrameBody, raw, reason); err != nil {
-		return err
-	}
-	x.members.note(ev, ev.joins())
-	x.delivered = x.seen
-	return nil
 }
 
 // wait keeps the latest event of each object; guest.mu is held.

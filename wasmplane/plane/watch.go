@@ -58,6 +58,10 @@ type eventReader struct {
 	protobuf bool
 }
 
+// readAhead is how much of a watch is read beyond the event that is wanted, in
+// bytes. Watches are silent for most of the time and should hold little.
+const readAhead = 512
+
 // newEventReader reads a watch whose response has the given content type.
 func newEventReader(contentType string, body io.Reader) (*eventReader, error) {
 	media, _, err := mime.ParseMediaType(contentType)
@@ -66,9 +70,9 @@ func newEventReader(contentType string, body io.Reader) (*eventReader, error) {
 	}
 	switch media {
 	case "application/vnd.kubernetes.protobuf":
-		return &eventReader{r: bufio.NewReader(body), protobuf: true}, nil
+		return &eventReader{r: bufio.NewReaderSize(body, readAhead), protobuf: true}, nil
 	case "application/json":
-		return &eventReader{r: bufio.NewReader(body)}, nil
+		return &eventReader{r: bufio.NewReaderSize(body, readAhead)}, nil
 	}
 	return nil, fmt.Errorf("watch with content type %q; protobuf and JSON are understood", contentType)
 }

@@ -46,6 +46,13 @@ func (m *Mailbox) Room(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// Fill is how full the mailbox is. Above 1 Room waits.
+func (m *Mailbox) Fill() float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return float64(m.size) / highWater
+}
+
 // Push appends a frame. It never blocks; who pushes much asks for Room first.
 func (m *Mailbox) Push(kind abi.Kind, stream uint32, payload []byte) {
 	m.mu.Lock()

@@ -19,7 +19,10 @@ import (
 func main() {}
 
 func init() {
-	guest.Register("fold", fold)
+	for _, number := range []string{"", "-2", "-3"} {
+		guest.Register("fold"+number, fold)
+		guest.Register("mirror"+number, mirror)
+	}
 	guest.Register("ticker", ticker)
 	guest.Register("panic", onEvent(func() { panic("as asked") }))
 	guest.Register("loop", onEvent(func() {
@@ -51,8 +54,11 @@ func recurse(n int) int { return recurse(n+1) + 1 }
 type watchEvent struct {
 	Type   string
 	Object struct {
-		Metadata struct{ Name, ResourceVersion string }
-		Value    string
+		Metadata struct {
+			Name, ResourceVersion string
+			Annotations           map[string]string
+		}
+		Value string
 	}
 }
 
@@ -113,39 +119,84 @@ func put(ctx context.Context, path, value string) error {
 	return nil
 }
 
+// mirror keeps the value of each object, as an informer does, and puts all of them
+// into the results. A watch that ends is followed by one that lists again.
+func mirror(ctx context.Context, _ abi.Start) error {
+	var known, list map[string]string
+	for {
+		list = map[string]string{}
+		err := watch(ctx, "sendInitialEvents=true&resourceVersionMatch=NotOlderThan", func(e watchEvent) error {
+			into := known
+			if list != nil {
+				into = list
+			}
+			switch e.Type {
+			case "DELETED":
+				delete(into, e.Object.Metadata.Name)
+			case "BOOKMARK":
+				if e.Object.Metadata.Annotations["k8s.io/initial-events-end"] != "true" || list == nil {
+					return fmt.Errorf("a bookmark that is not for it: %+v", e)
+				}
+				known, list = list, nil
+			case "ERROR": // lists again
+				return nil
+			default:
+				into[e.Object.Metadata.Name] = e.Object.Value
+			}
+			if list != nil {
+				return nil
+			}
+			return put(ctx, "/results/all", fmt.Sprint(known)) // sorted by name
+		})
+		if err != nil {
+			return err
+		}
+	}
+}
+
 // follow watches the objects, as a reflector does: it goes on from the last
 // version it has seen.
 func follow(ctx context.Context, f func(watchEvent) error) error {
 	version := "1"
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://host/objects?watch=true&resourceVersion="+version, nil)
-		if err != nil {
-			return err
-		}
-		resp, err := guest.Transport.RoundTrip(req)
-		if err != nil {
-			return err
-		}
-		lines := bufio.NewScanner(resp.Body)
-		for lines.Scan() {
-			var e watchEvent
-			if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-				return err
-			}
+		err := watch(ctx, "resourceVersion="+version, func(e watchEvent) error {
 			if e.Type == "ERROR" { // goes on from the last version, as a reflector with luck
-				if err := put(ctx, "/results/error", lines.Text()); err != nil {
-					return err
-				}
-				break
-			}
-			if err := f(e); err != nil {
-				return err
+				return put(ctx, "/results/error", "410")
 			}
 			version = e.Object.Metadata.ResourceVersion
-		}
-		resp.Body.Close()
-		if err := lines.Err(); err != nil {
+			return f(e)
+		})
+		if err != nil {
 			return err
 		}
 	}
+}
+
+// watch calls f with each event until the watch ends. One that is refused ends
+// after a moment.
+func watch(ctx context.Context, query string, f func(watchEvent) error) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://host/objects?watch=true&"+query, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := guest.Transport.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		time.Sleep(5 * time.Millisecond)
+		return nil
+	}
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		var e watchEvent
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return err
+		}
+		if err := f(e); err != nil || e.Type == "ERROR" {
+			return err
+		}
+	}
+	return lines.Err()
 }
