@@ -361,7 +361,7 @@ func (g *guest) resume(ctx context.Context) bool {
 		return false
 	case err != nil:
 	case g.plane.marks.InDoubt(g.Name):
-		err = errors.New("the controller changed something after it was saved")
+		err = errors.New("after a crash or a power cut it may be older than what the controller did")
 	case head.Start != g.startSum:
 		err = errors.New("its options are others now")
 	case head.Generation != g.plane.host.Datastore.Previous:
