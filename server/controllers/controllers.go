@@ -65,7 +65,12 @@ func New(cfg Config) (*Manager, error) {
 	if err := options.Parse("kube-controller-manager-arg", flags.FlagSets, defaults(cfg), cfg.Args); err != nil {
 		return nil, err
 	}
-	return &Manager{options: o, exclude: cfg.Exclude}, nil
+	exclude := cfg.Exclude
+	if slices.Contains(exclude, names.GarbageCollectorController) {
+		// It reads the garbage collector's graph, and ends the process if there is none.
+		exclude = append(slices.Clone(exclude), names.StorageVersionMigratorController)
+	}
+	return &Manager{options: o, exclude: exclude}, nil
 }
 
 func defaults(cfg Config) map[string]string {

@@ -143,6 +143,27 @@ func TestWasmCommands(t *testing.T) {
 	}
 }
 
+// TestStorageVersionMigration: objects are written anew where the migrator runs; where it cannot run it is not listed,
+// and somebody who asks for a migration does no harm.
+func TestStorageVersionMigration(t *testing.T) {
+	w := theNode(t)
+	ns := w.namespace(t)
+	w.apply(t, ns, `
+apiVersion: storagemigration.k8s.io/v1
+kind: StorageVersionMigration
+metadata: {name: `+ns+`}
+spec: {resource: {group: "", resource: configmaps}}
+`)
+	_, runs := w.list(t)["storage-version-migrator-controller"]
+	if runs != (mode == "native") {
+		t.Errorf("in mode %s the migrator is listed: %v", mode, runs)
+	}
+	if runs {
+		w.kubectl(t, ns, "wait", "--for=condition=Succeeded", "--timeout=2m", "storageversionmigration/"+ns)
+	}
+	w.kubectl(t, ns, "delete", "storageversionmigration", ns)
+}
+
 // TestMetrics: the plane's metrics are among the API server's.
 func TestMetrics(t *testing.T) {
 	w := theNode(t)
@@ -191,7 +212,7 @@ func TestNative(t *testing.T) {
 		"BrokenFiles": TestBrokenFiles, "Deployment": TestDeployment, "Service": TestService,
 		"GarbageCollection": TestGarbageCollection, "Namespace": TestNamespace, "Node": TestNode,
 		"TaintEvicts": TestTaintEvicts, "LogsAndExec": TestLogsAndExec, "PortForward": TestPortForward,
-		"Resources": TestResources, "Restart": TestRestart,
+		"Resources": TestResources, "Restart": TestRestart, "StorageVersionMigration": TestStorageVersionMigration,
 	} {
 		t.Run(name, test)
 	}
