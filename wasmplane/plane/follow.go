@@ -234,17 +234,7 @@ func (x *exchange) deliverExpired(expired []byte) error {
 
 // deliverEvent waits until there is room for an event, and has the guest take it.
 func (x *exchange) deliverEvent(ev event, raw []byte) error {
-	g := x.guest
-	if err := g.mailbox.Room(x.ctx); err != nil {
-		return err
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if x.closed {
-		return context.Canceled
-	}
-	x.take(ev, raw)
-	return nil
+	return x.whenRoom(func() { x.take(ev, raw) })
 }
 
 // offer is deliverEvent for an event or bookmark of a feed, and does not wait. It

@@ -8,54 +8,20 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/bytecodealliance/wasmtime-go/v39"
 	"github.com/sirupsen/logrus"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
-	"github.com/dormouse-k8s/dormouse/wasmplane/module/bake"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
+	"github.com/dormouse-k8s/dormouse/wasmplane/runtime/runtimetest"
 )
 
 // testCode is the module in testdata/guest, compiled once for all tests.
-var testCode = sync.OnceValues(func() (*runtime.Code, error) {
-	dir, err := os.MkdirTemp("", "dormouse-guest")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	out := filepath.Join(dir, "guest.wasm")
-	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", out, "./testdata/guest")
-	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
-	if msg, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building the test module: %w\n%s", err, msg)
-	}
-	wasm, err := os.ReadFile(out)
-	if err != nil {
-		return nil, err
-	}
-	wasm, globals, err := bake.ExportGlobals(wasm)
-	if err != nil {
-		return nil, err
-	}
-	if wasm, err = bake.Bake(context.Background(), wasm, globals, func(string) {}); err != nil {
-		return nil, err
-	}
-	config := wasmtime.NewConfig()
-	config.SetEpochInterruption(true)
-	config.SetCraneliftOptLevel(wasmtime.OptLevelNone) // compiles faster
-	engine := wasmtime.NewEngineWithConfig(config)
-	m, err := wasmtime.NewModule(engine, wasm)
-	if err != nil {
-		return nil, err
-	}
-	return runtime.New(engine, m, globals)
-})
+var testCode = sync.OnceValues(func() (*runtime.Code, error) { return runtimetest.Compile("./testdata/guest") })
 
 // running is a plane under test.
 type running struct {

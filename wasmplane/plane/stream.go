@@ -227,6 +227,15 @@ func (x *exchange) deliverHead(resp *http.Response) error {
 
 // deliver puts a frame into the mailbox, behind the events that waited.
 func (x *exchange) deliver(kind abi.Kind, payload []byte, reason string) error {
+	return x.whenRoom(func() {
+		x.guest.stirred = time.Now()
+		x.push(kind, payload, reason)
+	})
+}
+
+// whenRoom waits until there is room in the mailbox, and then calls f with guest.mu
+// held.
+func (x *exchange) whenRoom(f func()) error {
 	g := x.guest
 	if err := g.mailbox.Room(x.ctx); err != nil {
 		return err
@@ -236,8 +245,7 @@ func (x *exchange) deliver(kind abi.Kind, payload []byte, reason string) error {
 	if x.closed {
 		return context.Canceled
 	}
-	g.stirred = time.Now()
-	x.push(kind, payload, reason)
+	f()
 	return nil
 }
 

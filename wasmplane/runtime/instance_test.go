@@ -2,15 +2,11 @@ package runtime_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,8 +16,8 @@ import (
 	"github.com/bytecodealliance/wasmtime-go/v39"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
-	"github.com/dormouse-k8s/dormouse/wasmplane/module/bake"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
+	"github.com/dormouse-k8s/dormouse/wasmplane/runtime/runtimetest"
 )
 
 // host answers a guest. Time stands still in it unless a test moves it.
@@ -57,44 +53,8 @@ func newHost(t *testing.T) *host {
 	return &host{t: t, now: abi.BakeClock + time.Hour, mailbox: runtime.NewMailbox(func() {})}
 }
 
-func newEngine() *wasmtime.Engine {
-	config := wasmtime.NewConfig()
-	config.SetEpochInterruption(true)
-	config.SetCraneliftOptLevel(wasmtime.OptLevelNone) // compiles faster
-	return wasmtime.NewEngineWithConfig(config)
-}
-
 // goCode is the plane's test module.
-var goCode = sync.OnceValues(func() (*runtime.Code, error) {
-	dir, err := os.MkdirTemp("", "dormouse-guest")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	out := filepath.Join(dir, "guest.wasm")
-	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", out, "../plane/testdata/guest")
-	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
-	if msg, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building the test module: %w\n%s", err, msg)
-	}
-	wasm, err := os.ReadFile(out)
-	if err != nil {
-		return nil, err
-	}
-	wasm, globals, err := bake.ExportGlobals(wasm)
-	if err != nil {
-		return nil, err
-	}
-	if wasm, err = bake.Bake(context.Background(), wasm, globals, func(string) {}); err != nil {
-		return nil, err
-	}
-	engine := newEngine()
-	m, err := wasmtime.NewModule(engine, wasm)
-	if err != nil {
-		return nil, err
-	}
-	return runtime.New(engine, m, globals)
-})
+var goCode = sync.OnceValues(func() (*runtime.Code, error) { return runtimetest.Compile("../plane/testdata/guest") })
 
 // instantiate makes a guest of the Go module.
 func instantiate(t *testing.T, h *host) *runtime.Instance {
@@ -147,7 +107,7 @@ func tryCode(t *testing.T, wat string, globals ...string) (*runtime.Code, error)
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine := newEngine()
+	engine := runtimetest.Engine()
 	m, err := wasmtime.NewModule(engine, wasm)
 	if err != nil {
 		t.Fatal(err)
@@ -482,7 +442,7 @@ func TestNewRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		engine := newEngine()
+		engine := runtimetest.Engine()
 		m, err := wasmtime.NewModule(engine, wasm)
 		if err != nil {
 			t.Fatal(err)
