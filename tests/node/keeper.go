@@ -73,6 +73,7 @@ type keeper struct {
 	name, dir string
 	cgroups   []cgroup
 	init      *exec.Cmd
+	link      string // the machine's end of the pair, once it exists
 }
 
 // create makes the control groups, the namespaces and the network, and returns
@@ -150,6 +151,7 @@ func (k *keeper) connect() (net.IP, error) {
 		if err != nil {
 			return nil, fmt.Errorf("add interface %s: %w", attrs.Name, err)
 		}
+		k.link = attrs.Name
 		outer, ip := net.IPv4(10, 99, byte(n), 1), net.IPv4(10, 99, byte(n), 2)
 		if err := configure(&netlink.Handle{}, attrs.Name, outer); err != nil {
 			return nil, err
@@ -193,15 +195,33 @@ func configure(h *netlink.Handle, name string, ip net.IP) error {
 	return nil
 }
 
-// remove ends the node's processes and removes what outlives them.
+// remove ends the node's processes and removes what outlives them. The interfaces
+// go first: the kernel would remove them too, but some time after the last process
+// of the network namespace, when the name may already be another node's.
 func (k *keeper) remove() error {
+	err := k.disconnect()
 	if k.init != nil && k.init.Process != nil {
 		_ = k.init.Process.Kill()
 		_ = k.init.Wait()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), removeTimeout)
 	defer cancel()
-	return errors.Join(removeCgroups(ctx, k.cgroups), os.RemoveAll(k.dir))
+	return errors.Join(err, removeCgroups(ctx, k.cgroups), os.RemoveAll(k.dir))
+}
+
+// disconnect removes the pair of interfaces.
+func (k *keeper) disconnect() error {
+	if k.link == "" {
+		return nil
+	}
+	link, err := netlink.LinkByName(k.link)
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove interface %s: %w", k.link, err)
+	}
+	return nil
 }
 
 // state is kept in the node's directory while the node exists.
