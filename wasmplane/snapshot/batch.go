@@ -28,18 +28,20 @@ func (s *Store) update(f func(*bbolt.Tx) error) error {
 	s.mu.Unlock()
 	if leads {
 		time.Sleep(s.delay)
-		s.mu.Lock()
-		all := s.queue
-		s.queue = nil
-		s.mu.Unlock()
-		s.commit(all)
+		s.commit()
 	}
 	<-c.done
 	return c.err
 }
 
 // commit applies all changes together, or else each for itself.
-func (s *Store) commit(all []*change) {
+func (s *Store) commit() {
+	s.committing.Lock()
+	defer s.committing.Unlock()
+	s.mu.Lock()
+	all := s.queue
+	s.queue = nil
+	s.mu.Unlock()
 	err := s.transact(all)
 	for _, c := range all {
 		c.err = err
@@ -65,9 +67,11 @@ func (s *Store) transact(all []*change) error {
 				if err := c.apply(tx); err != nil {
 					return err
 				}
+				reached("commit: change applied")
 			}
 			return nil
 		})
+		reached("commit: done")
 		panicked = false
 		return err
 	}()

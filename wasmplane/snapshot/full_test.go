@@ -88,3 +88,102 @@ func TestFullDisk(t *testing.T) {
 	s.Close()
 	crash(t, marks)
 }
+
+// TestWritesThatFail has each write of each change fail, half done, as on a full or
+// a broken disk. The change is reported as failed; what is there is the whole change
+// or nothing of it, and the same change made again succeeds.
+func TestWritesThatFail(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "snapshots.db")
+	history := newWorld(t, base)
+	before := history[len(history)-1]
+	for _, d := range deeds() {
+		t.Run(d.name, func(t *testing.T) {
+			log, ok := record(t, base, d)
+			if !ok {
+				return
+			}
+			after := clone(before)
+			d.then(&after)
+			for failing := range len(log.pages) + 1 {
+				path := copyFile(t, base, t.TempDir())
+				s := openTest(t, path)
+				writes := 0
+				onWrite(s.db, func(write func([]byte, int64) (int, error), b []byte, at int64) (int, error) {
+					// Each change is tried once more by itself if several share a commit.
+					if writes++; writes > failing {
+						n, _ := write(b[:len(b)/2], at)
+						return n, unix.ENOSPC
+					}
+					return write(b, at)
+				})
+				err := d.do(s)
+				if writes <= failing {
+					break // some pages are written together
+				}
+				if !errors.Is(err, unix.ENOSPC) {
+					t.Errorf("write %d fails: %v", failing, err)
+				}
+				got, err := readWorld(s)
+				if old, done := got.equal(before), got.equal(after); err != nil || old != nil && done != nil {
+					t.Errorf("write %d fails: neither as before (%v) nor as after (%v): %v", failing, old, done, err)
+				}
+				writes = -1000 // there is room again
+				if err := d.do(s); err != nil {
+					t.Errorf("after write %d failed: %v", failing, err)
+				}
+				for range 2 { // the second time from the file
+					if got, err := readWorld(s); err != nil || got.equal(after) != nil {
+						t.Errorf("after write %d failed: %v, %v", failing, got.equal(after), err)
+					}
+					s.Close()
+					if d.name == "another datastore" {
+						break
+					}
+					s = openTest(t, path)
+				}
+			}
+		})
+	}
+}
+
+// TestFileThatCannotGrow: a quota keeps the file from growing. What fits into it is
+// saved, what does not is not, and when it may grow the store goes on.
+func TestFileThatCannotGrow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "snapshots.db")
+	history := newWorld(t, path)
+	before := history[len(history)-1]
+	s := openTest(t, path)
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(info.Size()), Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	big, small := newSaved(30, 1000), newSaved(31, 1)
+	_, bigErr := s.Save("big", big.head, clockAt(10), big.pages.all())
+	_, smallErr := s.Save("small", small.head, clockAt(11), small.pages.all())
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if bigErr == nil || smallErr != nil {
+		t.Errorf("the big one: %v; the small one: %v", bigErr, smallErr)
+	}
+	want := clone(before)
+	want.guests["small"], want.clock = small, clockAt(11)
+	if got, err := readWorld(s); err != nil || got.equal(want) != nil {
+		t.Errorf("%v, %v", got.equal(want), err)
+	}
+	if _, err := s.Save("big", big.head, clockAt(12), big.pages.all()); err != nil {
+		t.Fatal(err)
+	}
+	want.guests["big"], want.clock = big, clockAt(12)
+	s.Close()
+	if got, err := readWorld(openTest(t, path)); err != nil || got.equal(want) != nil {
+		t.Errorf("%v, %v", got.equal(want), err)
+	}
+}

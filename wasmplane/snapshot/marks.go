@@ -136,6 +136,7 @@ func (m *Marks) write(extra string) error {
 	if _, err := m.file.WriteAt([]byte(b.String()), 0); err != nil {
 		return fmt.Errorf("writing the marks of awake guests: %w", err)
 	}
+	reached("marks: written")
 	if err := m.file.Truncate(int64(b.Len())); err != nil {
 		return fmt.Errorf("writing the marks of awake guests: %w", err)
 	}

@@ -43,6 +43,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/klauspost/compress/s2"
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // Version of the format.
@@ -74,7 +75,15 @@ var (
 	ErrNotFound = errors.New("no snapshot")
 	// ErrDamaged says that a snapshot does not have the content that was saved.
 	ErrDamaged = errors.New("damaged snapshot")
+	// ErrInUse says that another process has the store open.
+	ErrInUse = errors.New("in use by another process")
+	// ErrNoStore says that a file is something else than a store.
+	ErrNoStore = errors.New("not a snapshot store")
 )
+
+// reached is told where a change or a load has got to. The end of the process must
+// do no harm there, whatever the place; tests end it.
+var reached = func(point string) {}
 
 // Stream is a watch that stays open in the host while its guest sleeps.
 type Stream struct {
@@ -129,6 +138,8 @@ type Store struct {
 	pageSize int
 	delay    time.Duration // batchDelay
 
+	committing sync.Mutex // held during a commit; what comes meanwhile shares the next
+
 	mu     sync.Mutex
 	queue  []*change // for the next commit
 	broken error     // a commit panicked; bbolt may hold its locks for ever
@@ -147,8 +158,8 @@ func Open(path string, id Identity, pageSize int, dropped func(why string)) (*St
 	s, err := open(path, id, pageSize, dropped)
 	if errors.Is(err, ErrDamaged) {
 		dropped(fmt.Sprintf("%s is damaged (%v); every guest starts cold", path, err))
-		if err := os.Rename(path, path+".damaged"); err != nil {
-			return nil, fmt.Errorf("putting aside the damaged snapshot store: %w", err)
+		if err := putAside(path); err != nil {
+			return nil, err
 		}
 		s, err = open(path, id, pageSize, dropped)
 	}
@@ -161,91 +172,40 @@ func Open(path string, id Identity, pageSize int, dropped func(why string)) (*St
 // open checks and opens the file; ErrDamaged if its content is at fault.
 func open(path string, id Identity, pageSize int, dropped func(string)) (s *Store, err error) {
 	defer faultToError(&err)()
-	if err := check(path); err != nil {
+	if err := check(path, nil); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	reached("open: checked")
+	db, err := openDB(path, false)
 	if err != nil {
 		return nil, err
 	}
+	reached("open: opened")
 	s = &Store{db: db, pageSize: pageSize, delay: batchDelay}
 	if err := s.adopt(id, dropped); err != nil {
 		db.Close()
 		return nil, err
 	}
+	reached("open: adopted")
 	return s, nil
 }
 
-// check reads the whole file, if there is one: first that its structure is
-// sound enough for bbolt, then what bbolt thinks of it, then whether it is laid
-// out as a store.
-func check(path string) error {
-	file, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+func openDB(path string, readOnly bool) (*bbolt.DB, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockPatience, FreelistType: bbolt.FreelistMapType, ReadOnly: readOnly})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return nil, ErrInUse
 	}
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil || info.Size() == 0 {
-		return err
-	}
-	if err := checkStructure(file, info.Size(), os.Getpagesize()); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	return db.View(func(tx *bbolt.Tx) error {
-		var first error
-		for err := range tx.Check() {
-			if first == nil {
-				first = fmt.Errorf("%w: %w", ErrDamaged, err)
-			}
-		}
-		if first != nil {
-			return first
-		}
-		return checkLayout(tx)
-	})
+	return db, err
 }
 
-// checkLayout checks that buckets are where the package comment has them: bbolt
-// refuses to put a bucket where a value is, and the other way round. Of another
-// version, which adopt drops, only the root is known.
-func checkLayout(tx *bbolt.Tx) error {
-	meta := tx.Bucket(metaBucket)
-	known := meta != nil && string(meta.Get(versionKey)) == Version
-	return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
-		switch {
-		case b == nil:
-			return fmt.Errorf("%w: %q is no bucket", ErrDamaged, name)
-		case !known:
-			return nil
-		case bytes.Equal(name, metaBucket):
-			return checkValues(name, b)
-		case !bytes.Equal(name, guestsBucket):
-			return fmt.Errorf("%w: unknown bucket %q", ErrDamaged, name)
-		}
-		return b.ForEach(func(name, _ []byte) error {
-			guest := b.Bucket(name)
-			if guest == nil || guest.Get(headKey) == nil || guest.Bucket(pagesBucket) == nil {
-				return fmt.Errorf("%w: guest %q is incomplete", ErrDamaged, name)
-			}
-			return checkValues(name, guest.Bucket(pagesBucket))
-		})
-	})
-}
-
-// checkValues checks that a bucket has no buckets in it.
-func checkValues(name []byte, b *bbolt.Bucket) error {
-	return b.ForEachBucket(func(k []byte) error {
-		return fmt.Errorf("%w: %x in %q is a bucket", ErrDamaged, k, name)
-	})
+// putAside makes room for a new store; who wants to know what happened has the old
+// one.
+func putAside(path string) error {
+	if err := os.Rename(path, path+".damaged"); err != nil {
+		return fmt.Errorf("putting aside the damaged snapshot store: %w", err)
+	}
+	reached("open: put aside")
+	return nil
 }
 
 // faultToError makes panics and memory faults of this goroutine an error. It is
@@ -289,10 +249,8 @@ func (s *Store) adopt(id Identity, dropped func(string)) error {
 				return err
 			}
 		}
-		if _, err := decodeClock(meta.Get(clockKey)); err != nil && stale == "" && !fresh {
-			if first, _ := tx.Bucket(guestsBucket).Cursor().First(); first != nil {
-				stale = "without the clock that their timers go by"
-			}
+		if stale == "" && !fresh && lacksClock(tx) {
+			stale = "without the clock that their timers go by"
 		}
 		switch {
 		case fresh:
@@ -311,6 +269,13 @@ func (s *Store) adopt(id Identity, dropped func(string)) error {
 		return nil
 	}
 	return err
+}
+
+// lacksClock reports whether there are snapshots, but no clock.
+func lacksClock(tx *bbolt.Tx) bool {
+	first, _ := tx.Bucket(guestsBucket).Cursor().First()
+	_, err := decodeClock(tx.Bucket(metaBucket).Get(clockKey))
+	return first != nil && err != nil
 }
 
 // Close closes the database.
@@ -474,17 +439,20 @@ func (s *Store) Head(name string) (head Head, err error) {
 		head, err = readHead(tx, name)
 		return err
 	})
-	return head, err
+	if err != nil {
+		return Head{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return head, nil
 }
 
 func readHead(tx *bbolt.Tx, name string) (Head, error) {
 	guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
 	if guest == nil {
-		return Head{}, fmt.Errorf("%s: %w", name, ErrNotFound)
+		return Head{}, ErrNotFound
 	}
 	head, err := decodeHead(name, guest.Get(headKey))
 	if err != nil {
-		return Head{}, fmt.Errorf("%s: %w: %w", name, ErrDamaged, err)
+		return Head{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return head, nil
 }
@@ -507,42 +475,52 @@ func decodeHead(name string, b []byte) (Head, error) {
 func (s *Store) Load(name string, page func(index int, b []byte) error) (head Head, err error) {
 	defer faultToError(&err)()
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		if head, err = readHead(tx, name); err != nil {
-			return err
-		}
-		pages := tx.Bucket(guestsBucket).Bucket([]byte(name)).Bucket(pagesBucket)
-		if pages == nil {
-			return fmt.Errorf("%s: %w: no pages", name, ErrDamaged)
-		}
-		groups, sum := 0, uint64(0)
-		raw := make([]byte, groupPages*s.pageSize)
-		err := pages.ForEach(func(k, v []byte) error {
-			index, mask, b, hash, err := decodeGroup(k, v, raw, s.pageSize)
-			if err != nil {
-				return fmt.Errorf("%s: %w: group %.8x: %w", name, ErrDamaged, k, err)
-			}
-			groups++
-			sum += hash
-			for n := range groupPages {
-				if mask&(1<<n) == 0 {
-					continue
-				}
-				if err := page(index*groupPages+n, b[:s.pageSize]); err != nil {
-					return err
-				}
-				b = b[s.pageSize:]
-			}
-			return nil
-		})
+		head, err = s.read(tx, name, page)
+		return err
+	})
+	if err != nil {
+		return Head{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return head, nil
+}
+
+func (s *Store) read(tx *bbolt.Tx, name string, page func(index int, b []byte) error) (Head, error) {
+	head, err := readHead(tx, name)
+	if err != nil {
+		return Head{}, err
+	}
+	pages := tx.Bucket(guestsBucket).Bucket([]byte(name)).Bucket(pagesBucket)
+	if pages == nil {
+		return Head{}, fmt.Errorf("%w: no pages", ErrDamaged)
+	}
+	groups, sum := 0, uint64(0)
+	raw := make([]byte, groupPages*s.pageSize)
+	err = pages.ForEach(func(k, v []byte) error {
+		index, mask, b, hash, err := decodeGroup(k, v, raw, s.pageSize)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: group %.8x: %w", ErrDamaged, k, err)
 		}
-		if groups != head.Groups || sum != head.Sum {
-			return fmt.Errorf("%s: %w: %d groups of pages, should be %d", name, ErrDamaged, groups, head.Groups)
+		groups++
+		sum += hash
+		for n := range groupPages {
+			if mask&(1<<n) == 0 {
+				continue
+			}
+			if err := page(index*groupPages+n, b[:s.pageSize]); err != nil {
+				return err
+			}
+			b = b[s.pageSize:]
 		}
+		reached("load: group read")
 		return nil
 	})
-	return head, err
+	if err != nil {
+		return Head{}, err
+	}
+	if groups != head.Groups || sum != head.Sum {
+		return Head{}, fmt.Errorf("%w: %d groups of pages that sum to %#x, should be %d and %#x", ErrDamaged, groups, sum, head.Groups, head.Sum)
+	}
+	return head, nil
 }
 
 // decodeGroup decodes one entry into raw.
@@ -597,19 +575,23 @@ func (s *Store) Size(name string) (size int64) {
 	var err error
 	defer faultToError(&err)()
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
-		if guest == nil {
-			return nil
-		}
-		size = int64(len(guest.Get(headKey)))
-		if pages := guest.Bucket(pagesBucket); pages != nil {
-			st := pages.Stats()
-			size += int64(st.LeafInuse)
-		}
+		size = sizeOf(tx, name)
 		return nil
 	})
 	if err != nil {
 		return 0
+	}
+	return size
+}
+
+func sizeOf(tx *bbolt.Tx, name string) int64 {
+	guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
+	if guest == nil {
+		return 0
+	}
+	size := int64(len(guest.Get(headKey)))
+	if pages := guest.Bucket(pagesBucket); pages != nil {
+		size += int64(pages.Stats().LeafInuse)
 	}
 	return size
 }

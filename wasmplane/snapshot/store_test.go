@@ -273,6 +273,63 @@ func TestManySaveAtATime(t *testing.T) {
 	all.Wait()
 }
 
+// TestSavesShareACommit: what is to be saved while the disk is busy is written at
+// once then.
+func TestSavesShareACommit(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "snapshots.db"))
+	metas := 0 // each commit writes one
+	onWrite(s.db, func(write func([]byte, int64) (int, error), b []byte, at int64) (int, error) {
+		if at < int64(2*os.Getpagesize()) {
+			metas++
+		}
+		return write(b, at)
+	})
+	var changes []func() error
+	for g := range 12 {
+		changes = append(changes, func() error {
+			_, err := s.Save(fmt.Sprint("guest-", g), Head{}, Clock{}, contents{g: make([]byte, pageSize)}.all())
+			return err
+		})
+	}
+	if err := together(s, changes...); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := s.Names(); err != nil || len(names) != len(changes) || metas != 1 {
+		t.Errorf("%d guests in %d commits: %v", len(names), metas, err)
+	}
+}
+
+// TestUnchangedGuestOnDisk counts what reaches the file, bbolt's own pages included:
+// for a guest that did not change it does not grow with the guest.
+func TestUnchangedGuestOnDisk(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "snapshots.db"))
+	written := 0
+	onWrite(s.db, func(write func([]byte, int64) (int, error), b []byte, at int64) (int, error) {
+		written += len(b)
+		return write(b, at)
+	})
+	random := rand.New(rand.NewPCG(8, 8))
+	save := func(name string, pages contents) int {
+		t.Helper()
+		written = 0
+		if _, err := s.Save(name, testHead(random), clockAt(1), pages.all()); err != nil {
+			t.Fatal(err)
+		}
+		return written
+	}
+	for g := range 40 { // neighbours
+		save(fmt.Sprint("neighbour-", g), newSaved(uint64(g), 40).pages)
+	}
+	big := newSaved(100, 5000).pages
+	first := save("guest", big)
+	// Its head, the buckets it is in, the root, the free pages, the meta page.
+	again := save("guest", big)
+	t.Logf("%d bytes, then %d", first, again)
+	if most := 8 * os.Getpagesize(); again > most || first < 10*most {
+		t.Errorf("%d bytes were written, and then %d for no change, want at most %d", first, again, most)
+	}
+}
+
 func TestLoadStopsWhereToldTo(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "snapshots.db"))
 	if _, err := s.Save("a", Head{}, Clock{}, contents{0: make([]byte, pageSize), 9: make([]byte, pageSize)}.all()); err != nil {
@@ -676,8 +733,16 @@ func TestFileShrinksUnderneath(t *testing.T) {
 	if err := s.Close(); !errors.Is(err, ErrDamaged) {
 		t.Errorf("close: %v", err)
 	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path += ".next" // the lock on the file ends with the process
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var said string
-	s, err := Open(path, testIdentity, pageSize, func(why string) { said = why })
+	s, err = Open(path, testIdentity, pageSize, func(why string) { said = why })
 	if err != nil || said == "" {
 		t.Fatalf("opened again, %q: %v", said, err)
 	}

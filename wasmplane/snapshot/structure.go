@@ -61,10 +61,10 @@ func checkStructure(r io.ReaderAt, size int64, pageSize int) error {
 // bbolt: the page's header, which no checksum covers, has no say in it.
 func (s *structure) meta() (root, freelist uint64, err error) {
 	var newest uint64
-	found := false
+	bolt, found := false, false
 	for k := range uint64(2) {
 		b := make([]byte, pageHeaderSize+metaSize)
-		if _, err := s.r.ReadAt(b, int64(k*s.pageSize)); err != nil {
+		if _, err := s.r.ReadAt(b, int64(k*s.pageSize)); err != nil && err != io.EOF {
 			return 0, 0, err
 		}
 		m := b[pageHeaderSize:]
@@ -72,6 +72,7 @@ func (s *structure) meta() (root, freelist uint64, err error) {
 		sum.Write(m[:metaSize-8])
 		u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(m[at:]) }
 		u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(m[at:]) }
+		bolt = bolt || u32(0) == metaMagic
 		if u32(0) != metaMagic || u32(4) != metaVersion || u64(56) != sum.Sum64() {
 			continue
 		}
@@ -82,6 +83,9 @@ func (s *structure) meta() (root, freelist uint64, err error) {
 			found, newest = true, txid
 			root, freelist, s.pages = u64(16), u64(32), u64(40)
 		}
+	}
+	if !bolt {
+		return 0, 0, ErrNoStore
 	}
 	if !found {
 		return 0, 0, errors.New("no meta page is whole")
