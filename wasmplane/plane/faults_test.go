@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
@@ -231,6 +233,90 @@ func TestSaveFails(t *testing.T) {
 	if n := said.count("snapshots are written again"); n != 1 {
 		t.Errorf("said %d times that it can be saved again", n)
 	}
+}
+
+// TestFullDisk: while the disk is full the guests stay in memory and work. That is
+// said once, and once when there is room again; then they are saved, and come back
+// from their snapshots.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("snapshots", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "size=16m"); err != nil {
+		t.Fatalf("mounting a small file system, which takes root (uid %d here): %v", os.Getuid(), err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	said := &lines{}
+	logged := func(c *Config) {
+		log := logrus.New()
+		log.SetOutput(said)
+		c.Log = logrus.NewEntry(log)
+	}
+	apis := usersOf("fold", "panic")
+	p := startAll(t, dir, apis, logged)
+	value := 0
+	work := func() {
+		t.Helper()
+		value++
+		apis["panic"].put("MODIFIED", "x", fmt.Sprint(value))
+		awaitValue(t, apis["panic"], "x", fmt.Sprint(value))
+	}
+	evict := func(g *guest) error {
+		for {
+			if err := g.command(t.Context(), commandEvict); !errors.Is(err, errBusy) {
+				return err
+			}
+		}
+	}
+	work()
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(ballast, zeros{}); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	for range 3 {
+		for _, g := range p.guests {
+			if err := evict(g); !errors.Is(err, unix.ENOSPC) {
+				t.Fatalf("%s was saved on a full disk: %v", g.Name, err)
+			}
+			if d := g.detail(); d.State != Warm || d.ResidentBytes == 0 || d.Restarts != 0 {
+				t.Errorf("%s is %s with %d bytes after %d restarts", g.Name, d.State, d.ResidentBytes, d.Restarts)
+			}
+		}
+		work()
+	}
+	if err := errors.Join(ballast.Close(), os.Remove(ballast.Name())); err != nil {
+		t.Fatal(err)
+	}
+	if err := evict(p.guests[0]); err != nil {
+		t.Fatal(err)
+	}
+	if n := said.count("snapshots are written again"); n != 0 {
+		t.Error("not all snapshots are written again")
+	}
+	if err := evict(p.guests[1]); err != nil {
+		t.Fatal(err)
+	}
+	work()
+	for what, want := range map[string]int{"controllers stay in memory": 1, "no space left on device": 1, "snapshots are written again": 1} {
+		if n := said.count(what); n != want {
+			t.Errorf("said %d times %q, want %d", n, what, want)
+		}
+	}
+	p.stop()
+	p = startAll(t, dir, apis, logged)
+	p.await(t, "return from the snapshots", func(all []Status) bool { return all[0].State == Asleep && all[1].State == Asleep })
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	clear(b)
+	return len(b), nil
 }
 
 // lines collects a log.

@@ -794,7 +794,7 @@ func (g *guest) sleep() error {
 	if err == nil {
 		written, err = g.plane.store.Save(g.Name, head, g.plane.clock.saved(), pages)
 	}
-	g.plane.noteSave(err)
+	g.plane.noteSave(g.Name, err)
 	if err != nil {
 		g.saveAfter = time.Now().Add(saveRetry)
 		return err
@@ -862,10 +862,12 @@ func (g *guest) discard() {
 	g.mu.Unlock()
 	g.streams.Wait() // nobody delivers to the next life
 	g.mailbox.Reset()
-	if err := g.plane.store.Drop(g.Name); err != nil {
-		g.plane.noteSave(err)
-	} else if err := g.plane.marks.Clear(g.Name); err != nil {
-		g.log.Warn(err)
+	err := g.plane.store.Drop(g.Name)
+	g.plane.noteSave(g.Name, err)
+	if err == nil {
+		if err := g.plane.marks.Clear(g.Name); err != nil {
+			g.log.Warn(err)
+		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -81,14 +81,14 @@ type Plane struct {
 	store *snapshot.Store
 	marks *snapshot.Marks
 
-	mu         sync.Mutex
-	native     []string
-	saveFailed bool // the last save failed, and that was said
+	mu      sync.Mutex
+	native  []string
+	unsaved map[string]bool // guests whose last save failed
 }
 
 // New makes a plane. It does nothing until Run.
 func New(config Config) *Plane {
-	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), feeds: newFeeds(), lists: newLists(), done: make(chan struct{})}
+	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), feeds: newFeeds(), lists: newLists(), done: make(chan struct{}), unsaved: map[string]bool{}}
 	p.mux = p.routes()
 	for _, d := range config.Guests {
 		p.guests = append(p.guests, newGuest(p, d))
@@ -216,17 +216,22 @@ func (p *Plane) enforceBudget() {
 	}
 }
 
-// noteSave says once that snapshots cannot be written, and once that they can
-// again.
-func (p *Plane) noteSave(err error) {
+// noteSave notes how a guest's save ended. It says once that snapshots cannot be
+// written, and once that all can again: on a full disk those of small guests still
+// fit between those of others.
+func (p *Plane) noteSave(name string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if failed := err != nil; failed != p.saveFailed {
-		p.saveFailed = failed
-		if failed {
-			p.config.Log.Errorf("controllers stay in memory: %v", err)
-		} else {
-			p.config.Log.Info("snapshots are written again")
-		}
+	before := len(p.unsaved)
+	if err != nil {
+		p.unsaved[name] = true
+	} else {
+		delete(p.unsaved, name)
+	}
+	switch {
+	case before == 0 && err != nil:
+		p.config.Log.Errorf("controllers stay in memory: %v", err)
+	case before > 0 && len(p.unsaved) == 0:
+		p.config.Log.Info("snapshots are written again")
 	}
 }

@@ -3,6 +3,7 @@ package plane
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"go.etcd.io/bbolt"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
@@ -245,27 +247,52 @@ func TestTimerRunsOnThroughSleepAndRestart(t *testing.T) {
 }
 
 // TestSnapshotsThatDoNotFit has each reason for which a snapshot on disk is not
-// used. The guest starts cold and does its work.
+// used, although nothing else has changed. The guest starts cold, and the log says
+// why.
 func TestSnapshotsThatDoNotFit(t *testing.T) {
-	for name, change := range map[string]func(dir string, c *Config, h *Host){
-		"other module":      func(_ string, c *Config, _ *Host) { c.Digest = "another" },
-		"other datastore":   func(_ string, _ *Config, h *Host) { h.Datastore.ID = "another" },
-		"other generation":  func(_ string, _ *Config, h *Host) { h.Datastore.Previous = "zero" },
-		"datastore is back": func(_ string, _ *Config, h *Host) { h.Datastore.Revision = 1 },
-		"other options":     func(_ string, _ *Config, h *Host) { h.Options = json.RawMessage(`{}`) },
-		"damaged store": func(dir string, _ *Config, _ *Host) {
-			damage(t, filepath.Join(dir, "snapshots.db"))
-		},
-		"truncated store": func(dir string, _ *Config, _ *Host) {
+	for name, c := range map[string]struct {
+		change func(dir string, c *Config, h *Host)
+		says   string // empty: the snapshot is used
+	}{
+		"nothing": {func(string, *Config, *Host) {}, ""},
+		"other module": {func(_ string, c *Config, _ *Host) { c.Digest = "another" },
+			"of another module; every guest starts cold"},
+		"other datastore": {func(_ string, _ *Config, h *Host) { h.Datastore.ID = "another" },
+			"of another datastore; every guest starts cold"},
+		"other generation": {func(_ string, _ *Config, h *Host) { h.Datastore.Previous = "zero" },
+			"snapshot discarded, starting cold: it was not saved in the run before this one"},
+		"datastore lost its last commits": {func(_ string, _ *Config, h *Host) { h.Datastore.Revision = 1 },
+			"snapshot discarded, starting cold: it has seen revision 2, the datastore only 1"},
+		"other options": {func(_ string, _ *Config, h *Host) { h.Options = json.RawMessage(`{}`) },
+			"snapshot discarded, starting cold: its options are others now"},
+		"damaged store": {func(dir string, _ *Config, _ *Host) { damage(t, filepath.Join(dir, "snapshots.db")) },
+			"every guest starts cold"},
+		"truncated store": {func(dir string, _ *Config, _ *Host) {
 			if err := os.Truncate(filepath.Join(dir, "snapshots.db"), 20000); err != nil {
 				t.Fatal(err)
 			}
-		},
-		"machine crashed": func(dir string, _ *Config, _ *Host) {
+		}, "every guest starts cold"},
+		"damaged head": {func(dir string, _ *Config, _ *Host) { damageHead(t, filepath.Join(dir, "snapshots.db"), "panic") },
+			"snapshot discarded, starting cold: panic: damaged snapshot"},
+		"machine crashed": {func(dir string, _ *Config, _ *Host) {
 			if err := os.WriteFile(filepath.Join(dir, "awake"), []byte("dormouse marks 1\nanother boot\nend\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-		},
+		}, "snapshot discarded, starting cold: after a crash or a power cut it may be older"},
+		"process crashed after a change": {func(dir string, _ *Config, _ *Host) {
+			boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "awake"), fmt.Appendf(nil, "dormouse marks 1\n%spanic\nend\n", boot), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "snapshot discarded, starting cold: after a crash or a power cut it may be older"},
+		"marks lost": {func(dir string, _ *Config, _ *Host) {
+			if err := os.Remove(filepath.Join(dir, "awake")); err != nil {
+				t.Fatal(err)
+			}
+		}, "snapshot discarded, starting cold: after a crash or a power cut it may be older"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAPI()
@@ -275,13 +302,46 @@ func TestSnapshotsThatDoNotFit(t *testing.T) {
 			awaitValue(t, a, "x", "1")
 			p.evict(t)
 			p.stop()
-			a.put("ADDED", "y", "2")
-			p = start(t, dir, a, controllers.Declaration{Name: "panic"}, func(c *Config, h *Host) { change(dir, c, h) })
-			awaitValue(t, a, "y", "2")
-			if d := p.guest().detail(); d.LastWakeReason != reasonStart && d.Runs < 2 {
-				t.Errorf("not started cold: %+v", d)
+			said := &lines{}
+			p = start(t, dir, a, controllers.Declaration{Name: "panic"}, func(config *Config, h *Host) {
+				log := logrus.New()
+				log.SetOutput(said)
+				config.Log = logrus.NewEntry(log)
+				c.change(dir, config, h)
+			})
+			want := Asleep
+			if c.says != "" {
+				want = Warm
+			}
+			p.awaitState(t, want)
+			a.put("MODIFIED", "x", "2")
+			awaitValue(t, a, "x", "2")
+			if cold := hadColdStart(p); cold != (c.says != "") {
+				t.Errorf("started cold: %v", cold)
+			}
+			if n := said.count("starts cold") + said.count("starting cold"); c.says == "" && n != 0 || c.says != "" && (n != 1 || said.count(c.says) != 1) {
+				t.Errorf("the log does not say once %q: %s", c.says, said.text.String())
+			}
+			names, err := p.store.Names()
+			if err != nil || (len(names) == 0) != (c.says != "") {
+				t.Errorf("there are snapshots of %q: %v", names, err)
 			}
 		})
+	}
+}
+
+// damageHead writes something else where the store keeps the head of a guest.
+func damageHead(t *testing.T, path, name string) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("guests")).Bucket([]byte(name)).Put([]byte("head"), []byte("something else"))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -329,9 +389,10 @@ func TestCrashWithMark(t *testing.T) {
 	}
 }
 
+// hadColdStart tells of a guest that has been woken once.
 func hadColdStart(p *running) bool {
-	g := p.guest()
-	return !g.startedAt.IsZero() && g.detail().Wakes == 1
+	d := p.guest().detail()
+	return d.Wakes == 1 && d.LastWakeReason == reasonStart
 }
 
 // TestBadGuests: each ends with its reason, starts again cold, and works.
