@@ -51,7 +51,8 @@ func newWasmCommand() *cobra.Command {
 	group.AddCommand(list,
 		one("inspect", http.MethodGet, "", "Show all about one controller"),
 		one("wake", http.MethodPost, "/wake", "Wake a controller"),
-		one("evict", http.MethodPost, "/evict", "Save a controller and release its memory"))
+		one("evict", http.MethodPost, "/evict", "Save a controller and release its memory"),
+		newWasmCheckCommand())
 	return group
 }
 
