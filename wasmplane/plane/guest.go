@@ -758,14 +758,9 @@ func (g *guest) fill(inst *runtime.Instance) error {
 	if err := inst.Grow(head.Memory); err != nil {
 		return err
 	}
-	memory := inst.Memory()
-	_, err = g.plane.store.Load(g.Name, func(index int, b []byte) error {
-		at := index * runtime.PageSize
-		if at+len(b) > len(memory) {
-			return fmt.Errorf("page %d is beyond the memory: %w", index, snapshot.ErrDamaged)
-		}
-		copy(memory[at:], b)
-		return nil
+	err = inst.Restore(func(page func(int, []byte) error) error {
+		_, err := g.plane.store.Load(g.Name, page)
+		return err
 	})
 	if err != nil {
 		return err

@@ -55,6 +55,47 @@ func (i *Instance) Resident() (int64, error) {
 	return int64(n) * int64(PageSize), nil
 }
 
+// restoreRun is how many adjacent pages Restore writes with one call.
+const restoreRun = 32
+
+// Restore writes pages into the linear memory, as Dirty has them: read calls page
+// with each one's index in units of PageSize and its content.
+//
+// The kernel writes them, through /proc/self/mem: a copy from here would fault at
+// each page, and the faults take several times as long as all the rest, in virtual
+// machines above all.
+func (i *Instance) Restore(read func(page func(index int, b []byte) error) error) error {
+	memory := i.Memory()
+	base := int64(uintptr(unsafe.Pointer(&memory[0])))
+	run := make([]byte, 0, restoreRun*PageSize)
+	at := 0 // where run belongs
+	flush := func() error {
+		if _, err := i.code.memory.WriteAt(run, base+int64(at)); err != nil {
+			return fmt.Errorf("writing to linear memory: %w", err)
+		}
+		run = run[:0]
+		return nil
+	}
+	err := read(func(index int, b []byte) error {
+		to := index * PageSize
+		if index < 0 || to+len(b) > len(memory) {
+			return fmt.Errorf("page %d is beyond the memory of %d bytes", index, len(memory))
+		}
+		if to != at+len(run) || len(run)+len(b) > cap(run) {
+			if err := flush(); err != nil {
+				return err
+			}
+			at = to
+		}
+		run = append(run, b...)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return flush()
+}
+
 // own returns the indexes of the pages that are not, or no longer, shared with
 // the module's image. They are valid until the next step or call.
 func (i *Instance) own() (iter.Seq[int], error) {
