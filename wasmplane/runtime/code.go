@@ -31,7 +31,6 @@ type Code struct {
 	linker  *wasmtime.Linker
 	globals []string
 	pagemap *os.File // /proc/self/pagemap
-	memory  *os.File // /proc/self/mem
 	ticker  ticker
 	longest atomic.Int64 // Config.Run of the instance that may run for longest
 }
@@ -53,13 +52,7 @@ func New(engine *wasmtime.Engine, module *wasmtime.Module, globals []string) (*C
 		linker.Close()
 		return nil, fmt.Errorf("opening the page map that snapshots are taken from: %w", err)
 	}
-	memory, err := os.OpenFile("/proc/self/mem", os.O_RDWR, 0)
-	if err != nil {
-		linker.Close()
-		pagemap.Close()
-		return nil, fmt.Errorf("opening the memory that snapshots are restored to: %w", err)
-	}
-	c := &Code{engine: engine, module: module, linker: linker, globals: globals, pagemap: pagemap, memory: memory}
+	c := &Code{engine: engine, module: module, linker: linker, globals: globals, pagemap: pagemap}
 	c.ticker.start(engine.IncrementEpoch)
 	return c, nil
 }
@@ -69,7 +62,7 @@ func (c *Code) Close() error {
 	c.ticker.stop()
 	c.linker.Close()
 	c.module.Close()
-	return errors.Join(c.pagemap.Close(), c.memory.Close())
+	return c.pagemap.Close()
 }
 
 // Interrupt ends every guest that runs at this moment, as if its time were up. One

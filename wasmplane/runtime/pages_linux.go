@@ -6,6 +6,8 @@ import (
 	"iter"
 	"os"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // PageSize is the unit of Dirty, in bytes.
@@ -55,39 +57,54 @@ func (i *Instance) Resident() (int64, error) {
 	return int64(n) * int64(PageSize), nil
 }
 
-// restoreRun is how many adjacent pages Restore writes with one call.
-const restoreRun = 32
+// restoreBatch is how many pages Restore writes with one call.
+const restoreBatch = 64
 
 // Restore writes pages into the linear memory, as Dirty has them: read calls page
 // with each one's index in units of PageSize and its content.
 //
-// The kernel writes them, through /proc/self/mem: a copy from here would fault at
+// The kernel copies them, as from another process: a copy from here would fault at
 // each page, and the faults take several times as long as all the rest, in virtual
 // machines above all.
 func (i *Instance) Restore(read func(page func(index int, b []byte) error) error) error {
 	memory := i.Memory()
-	base := int64(uintptr(unsafe.Pointer(&memory[0])))
-	run := make([]byte, 0, restoreRun*PageSize)
-	at := 0 // where run belongs
+	base := uintptr(unsafe.Pointer(&memory[0]))
+	batch := make([]byte, 0, restoreBatch*PageSize)
+	var to []unix.RemoteIovec // where its parts belong
+	end := uintptr(0)         // of the last part
 	flush := func() error {
-		if _, err := i.code.memory.WriteAt(run, base+int64(at)); err != nil {
+		if len(batch) == 0 {
+			return nil
+		}
+		from := []unix.Iovec{{Base: &batch[0]}}
+		from[0].SetLen(len(batch))
+		n, err := unix.ProcessVMWritev(os.Getpid(), from, to, 0)
+		if err == nil && n < len(batch) {
+			err = unix.EFAULT
+		}
+		if err != nil {
 			return fmt.Errorf("writing to linear memory: %w", err)
 		}
-		run = run[:0]
+		batch, to = batch[:0], to[:0]
 		return nil
 	}
 	err := read(func(index int, b []byte) error {
-		to := index * PageSize
-		if index < 0 || to+len(b) > len(memory) {
+		if index < 0 || index*PageSize+len(b) > len(memory) {
 			return fmt.Errorf("page %d is beyond the memory of %d bytes", index, len(memory))
 		}
-		if to != at+len(run) || len(run)+len(b) > cap(run) {
+		if len(batch)+len(b) > cap(batch) {
 			if err := flush(); err != nil {
 				return err
 			}
-			at = to
 		}
-		run = append(run, b...)
+		batch = append(batch, b...)
+		at := base + uintptr(index*PageSize)
+		if len(to) > 0 && at == end {
+			to[len(to)-1].Len += len(b)
+		} else {
+			to = append(to, unix.RemoteIovec{Base: at, Len: len(b)})
+		}
+		end = at + uintptr(len(b))
 		return nil
 	})
 	if err != nil {
