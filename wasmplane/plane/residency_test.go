@@ -200,3 +200,25 @@ func TestNeededWhileSaved(t *testing.T) {
 		}
 	}
 }
+
+// TestEventsAtOnceAreOneRun: a hundred events that find a guest asleep wake it once,
+// and are handled in the run that follows.
+func TestEventsAtOnceAreOneRun(t *testing.T) {
+	a := newAPI()
+	p := start(t, t.TempDir(), a, controllers.Declaration{Name: "panic"}, nil)
+	a.put("ADDED", "x", "1")
+	awaitValue(t, a, "x", "1")
+	p.evict(t)
+	before := p.guest().detail()
+	const events = 100
+	for n := range events {
+		a.put("ADDED", fmt.Sprint("o", n), "1")
+	}
+	a.await(t, "all results", func(m map[string]string) bool { return len(m) == events+1 })
+	p.awaitState(t, Warm)
+	d := p.guest().detail()
+	t.Logf("%d runs", d.Runs-before.Runs)
+	if d.Wakes != before.Wakes+1 || d.Runs-before.Runs > events/2 { // one, unless an answer takes longer than it lingers
+		t.Errorf("%d wakes and %d runs for %d events", d.Wakes-before.Wakes, d.Runs-before.Runs, events)
+	}
+}

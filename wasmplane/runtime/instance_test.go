@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
+	"golang.org/x/sys/unix"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
@@ -239,6 +240,17 @@ func restore(t *testing.T, i *runtime.Instance, pages map[int][]byte) {
 // TestRestoreOfRuns: pages beside each other, which are written together, and
 // pages alone come to where they belong.
 func TestRestoreOfRuns(t *testing.T) {
+	restoreRuns(t)
+	for _, refused := range []error{unix.ENOSYS, unix.EPERM} {
+		t.Run(refused.Error(), func(t *testing.T) {
+			runtime.FailProcessVMWritev(t, refused)
+			restoreRuns(t)
+		})
+	}
+}
+
+func restoreRuns(t *testing.T) {
+	t.Helper()
 	code := newCode(t, watText(""), "g", "h")
 	i, err := code.Instantiate(newHost(t).config())
 	if err != nil {
@@ -251,7 +263,7 @@ func TestRestoreOfRuns(t *testing.T) {
 	want := bytes.Clone(i.Memory())
 	at := 1
 	err = i.Restore(func(page func(int, []byte) error) error {
-		for n, length := range []int{1, 2, 31, 32, 33, 100, 1} {
+		for n, length := range []int{1, 2, 31, 64, 65, 40, 1} {
 			for k := at; k < at+length; k++ {
 				b := bytes.Repeat([]byte{byte(n + 1), byte(k)}, runtime.PageSize/2)
 				copy(want[k*runtime.PageSize:], b)
