@@ -17,6 +17,7 @@ import (
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
 	"github.com/dormouse-k8s/dormouse/wasmplane/module"
 	"github.com/dormouse-k8s/dormouse/wasmplane/plane"
+	"github.com/dormouse-k8s/dormouse/wasmplane/pressure"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
 )
 
@@ -43,6 +44,10 @@ func newPlane(c *config.Config, files payloadDir) (*wasmPlane, error) {
 		m.Close()
 		return nil, fmt.Errorf("loading the controllers from %s: %w", file, err)
 	}
+	monitor, err := pressure.New()
+	if err != nil {
+		logrus.Warnf("controllers do not leave when memory is scarce: %v", err)
+	}
 	p := &wasmPlane{cfg: c, module: m, code: code}
 	p.Plane = plane.New(plane.Config{
 		Code:         code,
@@ -52,6 +57,7 @@ func newPlane(c *config.Config, files payloadDir) (*wasmPlane, error) {
 		Guests:       controllers.All(),
 		IdleTimeout:  c.WasmIdleTimeout,
 		MemoryBudget: c.WasmMemoryBudget,
+		Pressure:     monitor,
 		Log:          logrus.NewEntry(logrus.StandardLogger()),
 	})
 	p.handler = http.StripPrefix(strings.TrimSuffix(server.PlanePath, "/"), p.Plane)

@@ -112,8 +112,10 @@ type guest struct {
 	heartbeats map[string]time.Time // last event, by UID, of the declared heartbeat
 	nextTimer  time.Duration        // less than 0: none
 	warmSince  time.Time
-	stirred    time.Time // last wake, response, or event that would have woken it
-	marked     bool      // the snapshot is behind the cluster
+	warm       time.Duration // how long it stays when idle, see adapt
+	sleptAt    time.Time     // when it was saved last in this process
+	stirred    time.Time     // last wake, response, or event that would have woken it
+	marked     bool          // the snapshot is behind the cluster
 	stats      Detail
 	stopping   bool            // the plane ends: park as soon as idle
 	base       context.Context // of all exchanges
@@ -144,6 +146,7 @@ func newGuest(p *Plane, d controllers.Declaration) *guest {
 		exchanges:   map[uint32]*exchange{},
 		heartbeats:  map[string]time.Time{},
 		nextTimer:   -1,
+		warm:        p.config.IdleTimeout,
 	}
 	g.mailbox = runtime.NewMailbox(func() { poke(g.notify) })
 	return g
@@ -196,7 +199,6 @@ func (g *guest) loop(ctx context.Context) {
 		case <-timer.C:
 			g.tick()
 		case <-g.pressure:
-			g.log.Debug("released early: the memory budget is used up")
 			_ = g.sleep() // a busy guest keeps its memory
 		case c := <-g.commands:
 			c.done <- g.obey(c.verb)
@@ -308,7 +310,7 @@ func (g *guest) noteHeartbeat(x *exchange, ev event) {
 // worth it or not possible now.
 func (g *guest) sleepIn(now time.Time) time.Duration {
 	g.mu.Lock()
-	underWay, next, slack, stirred := g.underWay, g.nextTimer, g.TimerSlack, g.stirred
+	underWay, next, slack, stirred, warm := g.underWay, g.nextTimer, g.TimerSlack, g.stirred, g.warm
 	if slack > 0 {
 		slack = min(slack, g.heartbeatSlack(now, 0))
 	}
@@ -316,7 +318,7 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 	if underWay > 0 {
 		return never // its response will come, and with it a run
 	}
-	at := g.idleSince.Add(g.plane.config.IdleTimeout)
+	at := g.idleSince.Add(warm)
 	if quiet := stirred.Add(slackAfter); g.TimerSlack > 0 && quiet.After(at) {
 		at = quiet
 	}
@@ -614,6 +616,10 @@ func (g *guest) noteCause(reason string) {
 // run brings the guest into memory, if it is not, and runs it until it is idle.
 func (g *guest) run(class, reason string, arrived time.Time) {
 	was := g.state
+	select {
+	case <-g.pressure: // it was idle when it was asked to leave
+	default:
+	}
 	if err := g.load(); err != nil {
 		g.fail(runtime.ReasonTrap, err)
 		return
@@ -627,6 +633,9 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 	if was != Warm {
 		now := time.Now()
 		g.stirred = now
+		if class == reasonEvent && !g.sleptAt.IsZero() {
+			g.warm = adapt(g.warm, now.Sub(g.sleptAt), g.plane.config.IdleTimeout)
+		}
 		g.stats.Wakes++
 		g.stats.LastWake, g.stats.LastWakeReason = &now, reason
 		g.plane.metrics.wakes.WithLabelValues(g.Name, class).Inc()
@@ -758,14 +767,9 @@ func (g *guest) fill(inst *runtime.Instance) error {
 	if err := inst.Grow(head.Memory); err != nil {
 		return err
 	}
-	memory := inst.Memory()
-	_, err = g.plane.store.Load(g.Name, func(index int, b []byte) error {
-		at := index * runtime.PageSize
-		if at+len(b) > len(memory) {
-			return fmt.Errorf("page %d is beyond the memory: %w", index, snapshot.ErrDamaged)
-		}
-		copy(memory[at:], b)
-		return nil
+	err = inst.Restore(func(page func(int, []byte) error) error {
+		_, err := g.plane.store.Load(g.Name, page)
+		return err
 	})
 	if err != nil {
 		return err
@@ -804,20 +808,25 @@ func (g *guest) sleep() error {
 	if err := g.plane.marks.Clear(g.Name); err != nil {
 		g.log.Warn(err) // the next start is cold, that is all
 	}
-	g.inst.Close()
-	g.inst = nil
-	g.quiet = head.Quiet
 	size := g.plane.store.Size(g.Name)
 	now := time.Now()
 	g.mu.Lock()
 	g.marked = false
-	g.state = Asleep
-	g.stats.ResidentBytes = 0
+	g.sleptAt = now
 	g.stats.SnapshotBytes = size
 	g.stats.SnapshotAt = &now
+	if !g.mailbox.Empty() { // needed again while it was saved
+		g.warm = adapt(g.warm, 0, g.plane.config.IdleTimeout)
+		g.mu.Unlock()
+		return errBusy
+	}
+	g.state = Asleep
+	g.stats.ResidentBytes = 0
 	g.mu.Unlock()
+	g.quiet = head.Quiet
+	g.inst.Close()
+	g.inst = nil
 	g.log.WithFields(logrus.Fields{"written": written, "took": time.Since(began).Round(10 * time.Microsecond)}).Debug("asleep")
-	g.plane.enforceBudget() // one may not have been enough
 	return nil
 }
 
@@ -872,7 +881,7 @@ func (g *guest) discard() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.base, g.cancel = context.WithCancel(context.Background())
-	g.state, g.marked, g.nextTimer, g.cause = Cold, false, -1, cause{}
+	g.state, g.marked, g.nextTimer, g.cause, g.sleptAt = Cold, false, -1, cause{}, time.Time{}
 	g.stats.SnapshotBytes, g.stats.ResidentBytes = 0, 0
 }
 
@@ -962,6 +971,7 @@ func (g *guest) detail() Detail {
 		d.NextTimer = &at
 	}
 	d.MemoryLimit, d.RunLimit, d.TimerSlack = g.MemoryLimit, g.RunLimit.String(), g.TimerSlack.String()
+	d.WarmTime = g.warm.String()
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		if x := g.exchanges[id]; x.watch {
 			d.Streams = append(d.Streams, StreamStatus{ID: x.id, URL: x.url.RequestURI(), Revision: x.seen, Waiting: len(x.waiting)})

@@ -27,6 +27,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/pressure"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
 	"github.com/dormouse-k8s/dormouse/wasmplane/snapshot"
 )
@@ -38,13 +39,16 @@ type Config struct {
 	Digest     string        // identifies the module
 	Dir        string        // for the snapshot store; made if missing
 	Guests     []controllers.Declaration
-	// IdleTimeout is how long an idle guest stays in memory.
+	// IdleTimeout is how long an idle guest stays in memory, until it is known how
+	// soon it is needed again.
 	IdleTimeout time.Duration
-	// MemoryBudget bounds what all guests hold together, in bytes; beyond it the
-	// one that has been idle for longest is released early. 0 means no bound.
+	// MemoryBudget bounds what all guests hold together, in bytes; beyond it idle
+	// ones are released early. 0 means no bound.
 	MemoryBudget int64
-	Verbosity    int // klog's, in the guests
-	Log          *logrus.Entry
+	// Pressure tells when memory is scarce; nil: nobody does.
+	Pressure  *pressure.Monitor
+	Verbosity int // klog's, in the guests
+	Log       *logrus.Entry
 }
 
 // Datastore identifies what the guests' caches mirror. It is read before the API
@@ -81,15 +85,20 @@ type Plane struct {
 	store *snapshot.Store
 	marks *snapshot.Marks
 
-	mu      sync.Mutex
-	native  []string
-	unsaved map[string]bool // guests whose last save failed
+	recheck *time.Timer // runs enforceBudget when guests that ran lately may go
+
+	mu        sync.Mutex
+	pressedAt time.Time // when memory was scarce
+	native    []string
+	unsaved   map[string]bool // guests whose last save failed
 }
 
 // New makes a plane. It does nothing until Run.
 func New(config Config) *Plane {
 	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), feeds: newFeeds(), lists: newLists(), done: make(chan struct{}), unsaved: map[string]bool{}}
 	p.mux = p.routes()
+	p.recheck = time.AfterFunc(never, p.enforceBudget)
+	p.recheck.Stop()
 	for _, d := range config.Guests {
 		p.guests = append(p.guests, newGuest(p, d))
 	}
@@ -131,8 +140,16 @@ func (p *Plane) Run(ctx context.Context, host Host, ready func()) (err error) {
 	for _, g := range p.guests {
 		loops.Go(func() { g.loop(ctx) })
 	}
+	if p.config.Pressure != nil {
+		loops.Go(func() {
+			if err := p.config.Pressure.Watch(ctx, p.scarce); err != nil {
+				p.config.Log.Warn(err)
+			}
+		})
+	}
 	ready()
 	loops.Wait()
+	p.recheck.Stop()
 	p.feeds.stop()
 	return nil
 }
@@ -192,28 +209,6 @@ func (p *Plane) List() []Status {
 	p.mu.Unlock()
 	sort.Slice(all, func(a, b int) bool { return all[a].Name < all[b].Name })
 	return all
-}
-
-// enforceBudget asks the guest that has been idle for longest to release its
-// memory if all together hold too much.
-func (p *Plane) enforceBudget() {
-	if p.config.MemoryBudget == 0 {
-		return
-	}
-	var total int64
-	var victim *guest
-	var oldest time.Time
-	for _, g := range p.guests {
-		g.mu.Lock()
-		total += g.stats.ResidentBytes
-		if g.state == Warm && g.underWay == 0 && (victim == nil || g.warmSince.Before(oldest)) {
-			victim, oldest = g, g.warmSince
-		}
-		g.mu.Unlock()
-	}
-	if total > p.config.MemoryBudget && victim != nil {
-		poke(victim.pressure)
-	}
 }
 
 // noteSave notes how a guest's save ended. It says once that snapshots cannot be

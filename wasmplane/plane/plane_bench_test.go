@@ -2,9 +2,11 @@ package plane
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -15,15 +17,15 @@ import (
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
 )
 
-// benchmarked is a plane with one guest, which puts the value of every event into
-// the results.
+// benchmarked is a plane with one guest, which holds a cache and puts the value of
+// every event into the results.
 type benchmarked struct {
 	*Plane
 	api   *api
 	count int
 }
 
-func newBenchmarked(b *testing.B) *benchmarked {
+func newBenchmarked(b *testing.B, cache int) *benchmarked {
 	code, err := testCode()
 	if err != nil {
 		b.Fatal(err)
@@ -33,7 +35,7 @@ func newBenchmarked(b *testing.B) *benchmarked {
 	a := newAPI()
 	p := New(Config{
 		Code: code, Digest: "digest", ModuleName: "test", Dir: b.TempDir(),
-		Guests:      []controllers.Declaration{{Name: "panic", MemoryLimit: 64 << 20, RunLimit: 10 * time.Second}},
+		Guests:      []controllers.Declaration{{Name: "cache", MemoryLimit: 64 << 20, RunLimit: 10 * time.Second}},
 		IdleTimeout: time.Hour, // benchmarks evict
 		Log:         logrus.NewEntry(log),
 	})
@@ -42,6 +44,7 @@ func newBenchmarked(b *testing.B) *benchmarked {
 	host := Host{
 		Transport: func(string) http.RoundTripper { return a },
 		Datastore: Datastore{ID: "store", Previous: "one", Generation: "one", Revision: 1 << 40},
+		Options:   json.RawMessage(strconv.Itoa(cache)),
 	}
 	go func() { ended <- p.Run(ctx, host, func() { close(ready) }) }()
 	select {
@@ -91,24 +94,70 @@ func (p *benchmarked) evict(b *testing.B) {
 	}
 }
 
+// caches are sizes of a guest's cache. Of a whole guest the typical controller has
+// between one and three MiB of its own.
+var caches = []struct {
+	name  string
+	bytes int
+}{{"no-cache", 0}, {"1MiB", 1 << 20}, {"2MiB", 2 << 20}, {"16MiB", 16 << 20}}
+
 // BenchmarkWake is an event that finds the guest asleep: until it has sent the
 // request that follows from it.
 func BenchmarkWake(b *testing.B) {
-	p := newBenchmarked(b)
-	p.event(b)
-	for b.Loop() {
-		b.StopTimer()
-		p.evict(b)
-		b.StartTimer()
-		p.event(b)
+	for _, cache := range caches {
+		b.Run(cache.name, func(b *testing.B) {
+			p := newBenchmarked(b, cache.bytes)
+			p.event(b)
+			var took []time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				p.evict(b)
+				began := time.Now()
+				b.StartTimer()
+				p.event(b)
+				took = append(took, time.Since(began))
+			}
+			slices.Sort(took)
+			b.ReportMetric(took[len(took)/2].Seconds()*1e3, "p50-ms")
+			b.ReportMetric(took[len(took)*99/100].Seconds()*1e3, "p99-ms")
+			b.ReportMetric(float64(p.guests[0].detail().SnapshotBytes), "snapshot-B")
+		})
 	}
-	b.ReportMetric(float64(p.guests[0].detail().SnapshotBytes), "snapshot-bytes")
+}
+
+// BenchmarkRestore is the part of a wake before the guest runs.
+func BenchmarkRestore(b *testing.B) {
+	for _, cache := range caches {
+		b.Run(cache.name, func(b *testing.B) {
+			p := newBenchmarked(b, cache.bytes)
+			p.event(b)
+			p.evict(b)
+			g := p.guests[0]
+			var resident int64
+			for b.Loop() {
+				inst, err := g.instantiate()
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := g.fill(inst); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if resident, err = inst.Resident(); err != nil {
+					b.Fatal(err)
+				}
+				inst.Close()
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(resident), "restored-B")
+		})
+	}
 }
 
 // BenchmarkWarm is an event that finds the guest in memory: unpark, one request,
 // park.
 func BenchmarkWarm(b *testing.B) {
-	p := newBenchmarked(b)
+	p := newBenchmarked(b, 2<<20)
 	p.event(b)
 	for b.Loop() {
 		p.event(b)
@@ -118,7 +167,7 @@ func BenchmarkWarm(b *testing.B) {
 // BenchmarkSleep saves a guest that has handled one event, and releases it. It
 // waits for the disk.
 func BenchmarkSleep(b *testing.B) {
-	p := newBenchmarked(b)
+	p := newBenchmarked(b, 2<<20)
 	p.event(b)
 	for b.Loop() {
 		b.StopTimer()

@@ -45,6 +45,7 @@ type Detail struct {
 	MemoryLimit int64          `json:"memoryLimit"`
 	RunLimit    string         `json:"runLimit"`
 	TimerSlack  string         `json:"timerSlack"`
+	WarmTime    string         `json:"warmTime"` // how long it stays in memory when idle
 	SnapshotAt  *time.Time     `json:"snapshotAt,omitempty"`
 	Streams     []StreamStatus `json:"streams"`
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
+	"golang.org/x/sys/unix"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
@@ -192,9 +193,7 @@ func TestDirtyIsWhatWasWritten(t *testing.T) {
 	if err := again.Grow(1); err != nil {
 		t.Fatal(err)
 	}
-	for k, b := range got {
-		copy(again.Memory()[k*page:], b)
-	}
+	restore(t, again, got)
 	if err := again.SetGlobals(globals); err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +208,79 @@ func TestDirtyIsWhatWasWritten(t *testing.T) {
 	}
 	if err := again.Grow(1 << 40); err == nil {
 		t.Error("grew beyond all bounds")
+	}
+	for _, beyond := range []int{-1, int(again.MemorySize()) / page} {
+		err := again.Restore(func(write func(int, []byte) error) error { return write(beyond, make([]byte, page)) })
+		if err == nil {
+			t.Errorf("page %d of %d bytes was accepted", beyond, again.MemorySize())
+		}
+	}
+	failed := errors.New("the snapshot cannot be read")
+	if err := again.Restore(func(func(int, []byte) error) error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("%v, want %v", err, failed)
+	}
+}
+
+// restore writes pages in no particular order.
+func restore(t *testing.T, i *runtime.Instance, pages map[int][]byte) {
+	t.Helper()
+	err := i.Restore(func(page func(int, []byte) error) error {
+		for k, b := range pages {
+			if err := page(k, b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRestoreOfRuns: pages beside each other, which are written together, and
+// pages alone come to where they belong.
+func TestRestoreOfRuns(t *testing.T) {
+	restoreRuns(t)
+	for _, refused := range []error{unix.ENOSYS, unix.EPERM} {
+		t.Run(refused.Error(), func(t *testing.T) {
+			runtime.FailProcessVMWritev(t, refused)
+			restoreRuns(t)
+		})
+	}
+}
+
+func restoreRuns(t *testing.T) {
+	t.Helper()
+	code := newCode(t, watText(""), "g", "h")
+	i, err := code.Instantiate(newHost(t).config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	if err := i.Grow(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Clone(i.Memory())
+	at := 1
+	err = i.Restore(func(page func(int, []byte) error) error {
+		for n, length := range []int{1, 2, 31, 64, 65, 40, 1} {
+			for k := at; k < at+length; k++ {
+				b := bytes.Repeat([]byte{byte(n + 1), byte(k)}, runtime.PageSize/2)
+				copy(want[k*runtime.PageSize:], b)
+				if err := page(k, b); err != nil {
+					return err
+				}
+				clear(b) // it was valid during the call
+			}
+			at += length + n%2
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(i.Memory(), want) {
+		t.Error("other memory after a restore")
 	}
 }
 
@@ -263,9 +335,7 @@ func TestRestoreOfAGoGuest(t *testing.T) {
 	if err := restored.Grow(int64(len(memory))); err != nil {
 		t.Fatal(err)
 	}
-	for k, b := range pages {
-		copy(restored.Memory()[k*runtime.PageSize:], b)
-	}
+	restore(t, restored, pages)
 	if err := restored.SetGlobals(globals); err != nil {
 		t.Fatal(err)
 	}

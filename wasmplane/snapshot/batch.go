@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -10,6 +11,9 @@ import (
 // the disk two waits and some pages. bbolt's own Batch commits in a goroutine of
 // its own, where a panic over a damaged page ends the process.
 const batchDelay = 20 * time.Millisecond
+
+// batchMost is how many changes share a commit at most. Each may take partBytes.
+const batchMost = 8
 
 // change is what one caller wants done.
 type change struct {
@@ -42,13 +46,15 @@ func (s *Store) commit() {
 	all := s.queue
 	s.queue = nil
 	s.mu.Unlock()
-	err := s.transact(all)
-	for _, c := range all {
-		c.err = err
-		if err != nil && len(all) > 1 {
-			c.err = s.transact([]*change{c})
+	for some := range slices.Chunk(all, batchMost) {
+		err := s.transact(some)
+		for _, c := range some {
+			c.err = err
+			if err != nil && len(some) > 1 {
+				c.err = s.transact([]*change{c})
+			}
+			close(c.done)
 		}
-		close(c.done)
 	}
 }
 

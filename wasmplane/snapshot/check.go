@@ -38,6 +38,9 @@ func Check(path string, pageSize int) (entries []Entry, err error) {
 			return tx.Bucket(guestsBucket).ForEachBucket(func(name []byte) error {
 				e := Entry{Name: string(name)}
 				e.Size, e.Err = sizeOf(tx, e.Name), s.restorable(tx, e.Name)
+				if errors.Is(e.Err, ErrNotFound) {
+					return nil // its first save did not come to its end
+				}
 				entries = append(entries, e)
 				return nil
 			})
@@ -189,7 +192,7 @@ func checkLayout(tx *bbolt.Tx) error {
 		}
 		return b.ForEach(func(name, _ []byte) error {
 			guest := b.Bucket(name)
-			if guest == nil || guest.Get(headKey) == nil || guest.Bucket(pagesBucket) == nil {
+			if guest == nil || guest.Bucket(headKey) != nil || guest.Bucket(pagesBucket) == nil {
 				return fmt.Errorf("%w: guest %q is incomplete", ErrDamaged, name)
 			}
 			return checkValues(name, guest.Bucket(pagesBucket))

@@ -10,7 +10,7 @@
 //	  clock      hash (8 bytes) and Clock as JSON: when a guest was last saved
 //	guests
 //	  NAME
-//	    head     hash (8 bytes) and Head as JSON
+//	    head     hash (8 bytes) and Head as JSON; not there during a long save
 //	    pages    bucket
 //	      INDEX  hash (8 bytes), mask (2 bytes), pages compressed with S2
 //
@@ -52,6 +52,10 @@ const Version = "1"
 // groupPages is how many pages are compressed, and written, together. More
 // compress better, fewer rewrite less around a changed page.
 const groupPages = 4
+
+// partBytes is how many bytes of groups one transaction takes; bbolt holds them
+// twice until it has committed.
+const partBytes = 1 << 20
 
 const (
 	hashSize = 8
@@ -137,6 +141,7 @@ type Store struct {
 	db       *bbolt.DB
 	pageSize int
 	delay    time.Duration // batchDelay
+	part     int           // partBytes
 
 	committing sync.Mutex // held during a commit; what comes meanwhile shares the next
 
@@ -181,7 +186,7 @@ func open(path string, id Identity, pageSize int, dropped func(string)) (s *Stor
 		return nil, err
 	}
 	reached("open: opened")
-	s = &Store{db: db, pageSize: pageSize, delay: batchDelay}
+	s = &Store{db: db, pageSize: pageSize, delay: batchDelay, part: partBytes}
 	if err := s.adopt(id, dropped); err != nil {
 		db.Close()
 		return nil, err
@@ -292,33 +297,44 @@ func (s *Store) Close() error {
 // order, only those that changed are written. It returns when they are on disk,
 // with the number of bytes that were given to the database. Saves of several
 // goroutines share commits. pages may be called more than once.
+//
+// What is much takes several transactions, so that a guest is never in memory a
+// second time. Between the first and the last the guest has no snapshot.
 func (s *Store) Save(name string, head Head, clock Clock, pages iter.Seq2[int, []byte]) (written int, err error) {
-	err = s.update(func(tx *bbolt.Tx) error {
-		written = 0
-		guest, err := tx.Bucket(guestsBucket).CreateBucketIfNotExists([]byte(name))
+	var p progress
+	for !p.done {
+		var next progress
+		err = s.update(func(tx *bbolt.Tx) error {
+			next = p
+			guest, err := tx.Bucket(guestsBucket).CreateBucketIfNotExists([]byte(name))
+			if err != nil {
+				return err
+			}
+			bucket, err := guest.CreateBucketIfNotExists(pagesBucket)
+			if err != nil {
+				return err
+			}
+			w := writer{bucket: bucket, pageSize: s.pageSize, progress: &next}
+			if err := w.part(pages, s.part); err != nil {
+				return err
+			}
+			if !next.done {
+				return guest.Delete(headKey)
+			}
+			head.Groups, head.Sum = next.groups, next.sum
+			n, err := putHead(guest, name, head)
+			if err != nil {
+				return err
+			}
+			next.written += n
+			return putClock(tx, clock)
+		})
 		if err != nil {
-			return err
+			return 0, fmt.Errorf("saving the snapshot of %s: %w", name, err)
 		}
-		bucket, err := guest.CreateBucketIfNotExists(pagesBucket)
-		if err != nil {
-			return err
-		}
-		w := writer{bucket: bucket, head: &head, pageSize: s.pageSize}
-		w.cursor = bucket.Cursor()
-		if err := w.all(pages); err != nil {
-			return err
-		}
-		n, err := putHead(guest, name, head)
-		if err != nil {
-			return err
-		}
-		written = w.written + n
-		return putClock(tx, clock)
-	})
-	if err != nil {
-		return 0, fmt.Errorf("saving the snapshot of %s: %w", name, err)
+		p = next
 	}
-	return written, nil
+	return p.written, nil
 }
 
 // SaveHead replaces the head of a snapshot whose pages stay as they are.
@@ -348,13 +364,20 @@ func putHead(guest *bbolt.Bucket, name string, head Head) (written int, err erro
 	return len(b), guest.Put(headKey, b)
 }
 
-// writer turns pages into groups.
+// progress is how far a save has come.
+type progress struct {
+	done    bool
+	from    uint32 // the first group that is missing
+	groups  int    // before that
+	sum     uint64 // of their hashes
+	written int    // bytes
+}
+
+// writer turns pages into groups, in one transaction.
 type writer struct {
+	*progress
 	bucket   *bbolt.Bucket
-	cursor   *bbolt.Cursor
-	head     *Head
 	pageSize int
-	written  int
 
 	index  uint32 // of the group under way
 	mask   uint16
@@ -362,20 +385,31 @@ type writer struct {
 	packed []byte // the same, compressed
 }
 
-func (w *writer) all(pages iter.Seq2[int, []byte]) error {
-	w.head.Groups, w.head.Sum = 0, 0
+// part goes on with a save until it is done or has written enough bytes.
+func (w *writer) part(pages iter.Seq2[int, []byte], enough int) error {
+	enough += w.written
 	w.raw = make([]byte, 0, groupPages*w.pageSize)
 	stale := map[string]bool{}
-	for k, _ := w.cursor.First(); k != nil; k, _ = w.cursor.Next() {
+	cursor := w.bucket.Cursor()
+	for k, _ := cursor.Seek(groupKey(w.from)); k != nil; k, _ = cursor.Next() {
 		stale[string(k)] = true
 	}
+	w.done = true
 	for k, page := range pages {
-		if index := uint32(k / groupPages); index != w.index && w.mask != 0 {
+		index := uint32(k / groupPages)
+		if index < w.from {
+			continue
+		}
+		if index != w.index && w.mask != 0 {
 			if err := w.flush(stale); err != nil {
 				return err
 			}
+			if w.written >= enough {
+				w.done, w.from = false, index
+				break
+			}
 		}
-		w.index = uint32(k / groupPages)
+		w.index = index
 		w.mask |= 1 << (k % groupPages)
 		w.raw = append(w.raw, page...)
 	}
@@ -385,6 +419,9 @@ func (w *writer) all(pages iter.Seq2[int, []byte]) error {
 		}
 	}
 	for key := range stale {
+		if !w.done && key >= string(groupKey(w.from)) {
+			continue
+		}
 		if err := w.bucket.Delete([]byte(key)); err != nil {
 			return err
 		}
@@ -395,8 +432,8 @@ func (w *writer) all(pages iter.Seq2[int, []byte]) error {
 func (w *writer) flush(stale map[string]bool) error {
 	key := groupKey(w.index)
 	hash := groupHash(key, w.mask, w.raw)
-	w.head.Groups++
-	w.head.Sum += hash
+	w.groups++
+	w.sum += hash
 	delete(stale, string(key))
 	if have := w.bucket.Get(key); len(have) < hashSize || binary.LittleEndian.Uint64(have) != hash {
 		w.packed = s2.Encode(w.packed[:cap(w.packed)], w.raw)
@@ -447,7 +484,7 @@ func (s *Store) Head(name string) (head Head, err error) {
 
 func readHead(tx *bbolt.Tx, name string) (Head, error) {
 	guest := tx.Bucket(guestsBucket).Bucket([]byte(name))
-	if guest == nil {
+	if guest == nil || guest.Get(headKey) == nil {
 		return Head{}, ErrNotFound
 	}
 	head, err := decodeHead(name, guest.Get(headKey))

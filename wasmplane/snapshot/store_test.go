@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -122,6 +123,7 @@ func TestModel(t *testing.T) {
 				clock = Clock{Monotonic: clock.Monotonic + time.Duration(random.IntN(1e9)), Wall: time.Unix(int64(step), 7).UTC()}
 				switch op := random.IntN(20); {
 				case op < 10:
+					s.part = 1 + random.IntN(4000) // some saves take several transactions
 					pages := model[name].pages.clone()
 					if pages == nil || random.IntN(10) == 0 {
 						pages = contents{}
@@ -185,6 +187,99 @@ func TestModel(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLongSave: of a save that takes several transactions each ends with a store
+// that is sound, and has the whole snapshot or none.
+func TestLongSave(t *testing.T) {
+	random := rand.New(rand.NewPCG(41, 1))
+	path := filepath.Join(t.TempDir(), "snapshots.db")
+	s := openTest(t, path)
+	s.part = 4000
+	first := contents{}
+	for k := range 200 {
+		first[k] = page(random)
+	}
+	if _, err := s.Save("a", Head{Revision: 1}, Clock{}, first.all()); err != nil {
+		t.Fatal(err)
+	}
+	second := contents{}
+	for k := range 300 {
+		second[k+100] = page(random)
+	}
+	crashed := 0
+	_, err := s.Save("a", Head{Revision: 2}, Clock{Monotonic: 1}, func(yield func(int, []byte) bool) {
+		b, err := os.ReadFile(path) // what a crash in this transaction leaves
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := filepath.Join(t.TempDir(), "snapshots.db")
+		if err := os.WriteFile(left, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := openTest(t, left)
+		defer s.Close()
+		head, pages, err := load(s, "a")
+		if crashed == 0 {
+			if err != nil || head.Revision != 1 || !reflect.DeepEqual(pages, first) {
+				t.Errorf("before the first transaction: %+v with %d pages, %v", head, len(pages), err)
+			}
+		} else if !errors.Is(err, ErrNotFound) {
+			t.Errorf("after %d transactions: %+v with %d pages, %v", crashed, head, len(pages), err)
+		}
+		if _, err := s.Save("a", Head{Revision: 3}, Clock{}, first.all()); err != nil {
+			t.Error(err)
+		}
+		if head, pages, err := load(s, "a"); err != nil || head.Revision != 3 || !reflect.DeepEqual(pages, first) {
+			t.Errorf("saved again: %+v with %d pages, %v", head, len(pages), err)
+		}
+		crashed++
+		second.all()(yield)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if crashed < 5 {
+		t.Errorf("%d transactions", crashed)
+	}
+	if head, pages, err := load(s, "a"); err != nil || head.Revision != 2 || !reflect.DeepEqual(pages, second) {
+		t.Errorf("in the end: %+v with %d pages, %v", head, len(pages), err)
+	}
+}
+
+// TestSaveHoldsNoCopy: of a guest of 32 MiB, which hardly compress, little is on
+// the heap at any time.
+func TestSaveHoldsNoCopy(t *testing.T) {
+	const size, most = 32 << 20, 5 << 20
+	s := openTest(t, filepath.Join(t.TempDir(), "snapshots.db"))
+	s.pageSize = 4096
+	random := rand.NewChaCha8([32]byte{})
+	page := make([]byte, s.pageSize)
+	live := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before, highest := live(), uint64(0)
+	_, err := s.Save("a", Head{}, Clock{}, func(yield func(int, []byte) bool) {
+		for k := range size / s.pageSize {
+			if k%64 == 0 {
+				highest = max(highest, live())
+			}
+			_, _ = random.Read(page) // never fails
+			if !yield(k, page) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d KiB on the heap", (highest-before)>>10)
+	if highest > before+most {
+		t.Errorf("%d bytes on the heap, want at most %d", highest-before, most)
 	}
 }
 
@@ -527,10 +622,10 @@ func TestDamagedValues(t *testing.T) {
 	}
 	change("group with a long key", func(_, pages *bbolt.Bucket) error { return pages.Put([]byte("abcdefgh"), headValue) })
 	older := func(guest, _ *bbolt.Bucket) error { // a group that was right before
-		w := writer{bucket: guest.Bucket(pagesBucket), cursor: guest.Bucket(pagesBucket).Cursor(), head: &Head{}, pageSize: pageSize}
+		w := writer{bucket: guest.Bucket(pagesBucket), pageSize: pageSize, progress: &progress{}}
 		old := pages.clone()
 		old[5] = page(random)
-		return w.all(old.all())
+		return w.part(old.all(), partBytes)
 	}
 	change("older group", older)
 	change("no pages", func(guest, _ *bbolt.Bucket) error { return guest.DeleteBucket(pagesBucket) })

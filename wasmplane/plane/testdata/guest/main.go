@@ -10,6 +10,8 @@ import (
 	"hash/fnv"
 	"io"
 	"net/http"
+	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
@@ -23,6 +25,7 @@ func init() {
 		guest.Register("fold"+number, fold)
 		guest.Register("mirror"+number, mirror)
 	}
+	guest.Register("cache", cache)
 	guest.Register("ticker", ticker)
 	guest.Register("panic", onEvent(func() { panic("as asked") }))
 	guest.Register("loop", onEvent(func() {
@@ -84,6 +87,29 @@ func onEvent(bad func()) guest.RunFunc {
 			return put(ctx, "/results/"+e.Object.Metadata.Name, e.Object.Value)
 		})
 	}
+}
+
+// cache holds as many bytes as its options say in objects that have names and
+// point to each other, as an informer does, and then puts the value of each object.
+func cache(ctx context.Context, s abi.Start) error {
+	type object struct {
+		next   *object
+		name   string
+		labels map[string]string
+	}
+	size, err := strconv.Atoi(string(s.Options))
+	if err != nil {
+		return err
+	}
+	const each = 600 // bytes of an object, about
+	var all *object
+	for n := range size / each {
+		name := fmt.Sprintf("object-%d-%x", n, uint32(n)*2654435761)
+		all = &object{all, name, map[string]string{"app": name, "pod-template-hash": fmt.Sprint(n)}}
+	}
+	runtime.GC()
+	defer runtime.KeepAlive(all)
+	return onEvent(func() {})(ctx, s)
 }
 
 // ticker counts, and puts the count each period.
