@@ -69,6 +69,10 @@ const (
 	// MaxRequest bounds an encoded request, in bytes. The API server itself
 	// refuses bodies above 3 MiB.
 	MaxRequest = 8 << 20
+	// MaxHeaders bounds the header lines of a request or a response. In memory a
+	// short line takes fifty times what it takes here; clients and API server send
+	// about ten.
+	MaxHeaders = 256
 
 	// BakeClock is what both clocks read while the base image is made, so that
 	// equal sources give equal images. The plane's monotonic clock never reads

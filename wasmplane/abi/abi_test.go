@@ -46,6 +46,12 @@ func TestDecodeRefuses(t *testing.T) {
 	if _, err := DecodeRequest((&Request{Method: "GET"}).Append(nil)); err == nil {
 		t.Error("stream number 0 was accepted")
 	}
+	if _, err := DecodeRequest((&Request{Stream: 1, Header: http.Header{"A": make([]string, MaxHeaders)}}).Append(nil)); err != nil {
+		t.Errorf("%d header lines: %v", MaxHeaders, err)
+	}
+	if _, err := DecodeRequest((&Request{Stream: 1, Header: http.Header{"A": make([]string, MaxHeaders+1)}}).Append(nil)); err == nil {
+		t.Errorf("%d header lines were accepted", MaxHeaders+1)
+	}
 	if _, err := DecodeHeader(FrameHeader{Kind: FrameFail + 1}.Append(nil)); err == nil {
 		t.Error("an unknown kind of frame was accepted")
 	}

@@ -144,7 +144,7 @@ func (d *decoder) text() string { return string(d.bytes()) }
 
 func (d *decoder) header() http.Header {
 	// A line takes at least two bytes: a forged count cannot make us allocate.
-	n := d.uvarint(uint64(len(d.rest) / 2))
+	n := d.uvarint(min(MaxHeaders, uint64(len(d.rest)/2)))
 	h := make(http.Header, n)
 	for range n {
 		k, v := d.text(), d.text()

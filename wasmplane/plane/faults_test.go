@@ -337,6 +337,13 @@ func (l *lines) count(s string) int {
 	return strings.Count(l.text.String(), s)
 }
 
+// String is the beginning of it.
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()[:min(l.text.Len(), 4<<10)]
+}
+
 // TestStopsWhileAGuestRuns: one that has a timer each millisecond never waits for
 // long enough to be parked, and one that computes hears of nothing. Neither keeps
 // the plane from stopping, within far less than the time that they may run for.

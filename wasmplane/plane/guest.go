@@ -93,6 +93,7 @@ type guest struct {
 	notify    chan struct{} // something is in the mailbox
 	commands  chan command
 	pressure  chan struct{} // the budget wants this guest's memory
+	limits
 
 	// Owned by loop.
 	inst      *runtime.Instance
@@ -104,23 +105,25 @@ type guest struct {
 	startedAt time.Time
 	ranFor    time.Duration // since its memory was measured
 
-	mu         sync.Mutex // guards what follows
-	state      State
-	exchanges  map[uint32]*exchange
-	underWay   int                  // exchanges that will answer soon
-	cause      cause                // of the next wake
-	heartbeats map[string]time.Time // last event, by UID, of the declared heartbeat
-	nextTimer  time.Duration        // less than 0: none
-	warmSince  time.Time
-	warm       time.Duration // how long it stays when idle, see adapt
-	sleptAt    time.Time     // when it was saved last in this process
-	stirred    time.Time     // last wake, response, or event that would have woken it
-	marked     bool          // the snapshot is behind the cluster
-	stats      Detail
-	stopping   bool            // the plane ends: park as soon as idle
-	base       context.Context // of all exchanges
-	cancel     context.CancelFunc
-	streams    sync.WaitGroup // goroutines of exchanges
+	mu           sync.Mutex // guards what follows
+	state        State
+	exchanges    map[uint32]*exchange
+	underWay     int                  // exchanges that will answer soon
+	asked        int                  // bytes of the requests of all exchanges
+	waitingBytes int                  // of the events that wait
+	cause        cause                // of the next wake
+	heartbeats   map[string]time.Time // last event, by UID, of the declared heartbeat
+	nextTimer    time.Duration        // less than 0: none
+	warmSince    time.Time
+	warm         time.Duration // how long it stays when idle, see adapt
+	sleptAt      time.Time     // when it was saved last in this process
+	stirred      time.Time     // last wake, response, or event that would have woken it
+	marked       bool          // the snapshot is behind the cluster
+	stats        Detail
+	stopping     bool            // the plane ends: park as soon as idle
+	base         context.Context // of all exchanges
+	cancel       context.CancelFunc
+	streams      sync.WaitGroup // goroutines of exchanges
 }
 
 // cause is why a guest has to run.
@@ -142,6 +145,7 @@ func newGuest(p *Plane, d controllers.Declaration) *guest {
 		notify:      make(chan struct{}, 1),
 		commands:    make(chan command),
 		pressure:    make(chan struct{}, 1),
+		limits:      newLimits(),
 		state:       Cold,
 		exchanges:   map[uint32]*exchange{},
 		heartbeats:  map[string]time.Time{},
@@ -240,6 +244,7 @@ func (g *guest) tick() {
 		g.noteCause("waiting events")
 		g.mu.Unlock()
 	case g.timerDue() <= 0:
+		g.timersFrom = now.Add(g.timers.ReserveN(now, 1).DelayFrom(now))
 		g.run(reasonTimer, reasonTimer, time.Time{})
 	case g.inst != nil && g.sleepIn(now) <= 0:
 		_ = g.sleep() // what went wrong was said; it is tried again
@@ -273,7 +278,7 @@ func (g *guest) timerDue() time.Duration {
 	if g.inst == nil && g.TimerSlack > 0 && g.quiet {
 		due += min(g.TimerSlack, g.heartbeatSlack(time.Now(), due))
 	}
-	return due
+	return max(due, time.Until(g.timersFrom))
 }
 
 // heartbeatSlack is how much slack the declared heartbeat leaves for a timer that
@@ -460,12 +465,20 @@ func (g *guest) close(x *exchange) {
 	if !x.settled {
 		g.answered()
 	}
+	for _, w := range x.waiting {
+		g.waitingBytes -= len(w.raw)
+	}
+	x.waiting = nil
+	g.asked -= x.size
 	x.cancel()
 	delete(g.exchanges, x.id)
 }
 
 // settle says that a watch is open; it may stay silent from now on.
 func (g *guest) settle(x *exchange) {
+	if x.release != nil {
+		x.release()
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !x.closed && !x.settled {
@@ -483,38 +496,53 @@ func (g *guest) answered() {
 
 // Request implements runtime.Host.
 func (g *guest) Request(encoded []byte) uint32 {
-	r, err := abi.DecodeRequest(encoded)
-	var x *exchange
-	if err == nil {
-		x, err = g.newExchange(r)
-	}
+	errno, err := g.accept(encoded)
 	if err != nil {
-		g.log.Warnf("refused a request: %v", err)
-		return abi.ErrFormat
+		g.refused.Do(func() {
+			g.log.Warnf("refused a request: %v (more such lines are left out for %s)", err, complaintPeriod)
+		})
+	}
+	return errno
+}
+
+// accept begins an exchange, or says why not.
+func (g *guest) accept(encoded []byte) (errno uint32, err error) {
+	r, err := abi.DecodeRequest(encoded)
+	if err != nil {
+		return abi.ErrFormat, err
+	}
+	x, err := g.newExchange(r)
+	if err != nil {
+		return abi.ErrFormat, err
+	}
+	x.size = len(encoded)
+	if g.requests.Tokens() < 1 {
+		g.slowed.Do(func() { g.log.Warnf("asks too often; slowed down to %d requests a second", requestRate) })
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if _, taken := g.exchanges[x.id]; taken {
-		g.log.Warnf("refused a request: stream %d is in use", x.id)
-		return abi.ErrFormat
+		return abi.ErrFormat, fmt.Errorf("stream %d is in use", x.id)
 	}
 	if len(g.exchanges) >= maxExchanges {
-		g.log.Warnf("refused a request: %d are under way", maxExchanges)
-		return abi.ErrLimit
+		return abi.ErrLimit, fmt.Errorf("%d are under way", maxExchanges)
+	}
+	if g.asked+x.size > maxRequestBytes {
+		return abi.ErrLimit, fmt.Errorf("those under way have more than %d MiB", maxRequestBytes>>20)
 	}
 	if x.method != http.MethodGet && !g.marked {
 		// Before the API server sees it: after a crash the snapshot must not be
 		// taken for what the controller knows.
 		if err := g.plane.marks.Set(g.Name); err != nil {
-			g.log.Errorf("refused a request: %v", err)
-			return abi.ErrLimit
+			return abi.ErrLimit, err
 		}
 		g.marked = true
 	}
 	g.exchanges[x.id] = x
 	g.underWay++
+	g.asked += x.size
 	g.launch(x)
-	return abi.OK
+	return abi.OK, nil
 }
 
 // Cancel implements runtime.Host.
@@ -531,18 +559,17 @@ func (g *guest) Cancel(id uint32) {
 // again, and is a warning here, as it is for controllers that run natively.
 // Anything else is a Go program's last words.
 func (g *guest) Log(line string) {
-	header, text, ok := strings.Cut(line, "] ")
-	if !ok || len(header) < 6 {
-		g.log.Error(line)
-		return
+	level := logrus.ErrorLevel
+	if header, text, ok := strings.Cut(line, "] "); ok && len(header) >= 6 {
+		switch header[0] {
+		case 'I':
+			level, line = logrus.DebugLevel, text
+		case 'W', 'E':
+			level, line = logrus.WarnLevel, text
+		}
 	}
-	switch header[0] {
-	case 'I':
-		g.log.Debug(text)
-	case 'W', 'E':
-		g.log.Warn(text)
-	default:
-		g.log.Error(line)
+	if g.log.Logger.IsLevelEnabled(level) && g.output.admit(g.log, line, time.Now()) {
+		g.log.Log(level, line)
 	}
 }
 
@@ -558,21 +585,24 @@ func (g *guest) Random(b []byte) { _, _ = rand.Read(b) } // never fails, see cry
 func (g *guest) Linger(next time.Duration) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	linger := time.Duration(0)
 	switch {
 	case g.stopping:
-		return 0
 	case g.underWay > 0:
-		return lingerForResponse
+		linger = lingerForResponse
 	case next >= 0 && next <= lingerForTimer:
-		return lingerForTimer
+		linger = lingerForTimer
 	}
-	return 0
+	if next >= 0 && next <= linger && !g.timers.Allow() {
+		return 0 // it is parked, and its timer is late
+	}
+	return linger
 }
 
 // mayWait reports whether an event need not wake the guest; guest.mu is held.
 // While the guest is in memory nothing waits.
 func (g *guest) mayWait(x *exchange, ev event) bool {
-	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.needNotWake(x, ev)
+	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.needNotWake(x, ev) && g.waitingBytes < maxWaiting
 }
 
 // needNotWake reports what the declaration says of an event.
@@ -586,6 +616,9 @@ func (g *guest) needNotWake(x *exchange, ev event) bool {
 
 // flushWaiting delivers what waited; guest.mu is held.
 func (g *guest) flushWaiting() {
+	if g.waitingBytes == 0 {
+		return
+	}
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		g.exchanges[id].flush()
 	}

@@ -162,6 +162,10 @@ func TestMalformedRequests(t *testing.T) {
 		"other server":   (&abi.Request{Stream: 1, Method: http.MethodGet, URL: "https://elsewhere/x"}).Append(nil),
 		"not parseable":  (&abi.Request{Stream: 1, Method: http.MethodGet, URL: "/%zz"}).Append(nil),
 		"control letter": (&abi.Request{Stream: 1, Method: http.MethodGet, URL: "/\x7f"}).Append(nil),
+		"long URL":       (&abi.Request{Stream: 1, Method: http.MethodGet, URL: "/" + strings.Repeat("x", maxURL)}).Append(nil),
+		"another method": (&abi.Request{Stream: 1, Method: http.MethodConnect, URL: "/x"}).Append(nil),
+		"no method":      (&abi.Request{Stream: 1, Method: "GET /", URL: "/x"}).Append(nil),
+		"broken header":  (&abi.Request{Stream: 1, Method: http.MethodGet, URL: "/x", Header: http.Header{"User-Agent": {"a\r\nb"}}}).Append(nil),
 	} {
 		if errno := b.Request(encoded); errno != abi.ErrFormat {
 			t.Errorf("%s: errno %d", name, errno)
@@ -170,16 +174,6 @@ func TestMalformedRequests(t *testing.T) {
 	if b.underWay != 0 || len(b.exchanges) != 0 {
 		t.Errorf("%d under way, %d exchanges", b.underWay, len(b.exchanges))
 	}
-}
-
-// TestMethodThatDoesNotExist is refused by the host's HTTP client; the guest hears
-// of it as of any failure.
-func TestMethodThatDoesNotExist(t *testing.T) {
-	b := newBare(t, controllers.Declaration{}, roundTripFunc(func(*http.Request) (*http.Response, error) { return nil, io.ErrClosedPipe }))
-	if errno := b.Request((&abi.Request{Stream: 1, Method: "GET /", URL: "/x"}).Append(nil)); errno != abi.OK {
-		t.Fatal(errno)
-	}
-	b.until("the failure", func() bool { return b.underWay == 0 && b.pushed.Load() == 1 })
 }
 
 // TestStreamInUse: a number that is in use is not taken again.

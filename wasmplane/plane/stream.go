@@ -12,24 +12,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+	"unicode"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 	"github.com/dormouse-k8s/dormouse/wasmplane/snapshot"
 )
 
-const (
-	// maxExchanges bounds the requests that a guest may have under way. The
-	// garbage collector watches every resource of the cluster, each with one.
-	maxExchanges = 2048
-
-	// chunk is how much of a response body goes into one frame, in bytes.
-	chunk = 64 << 10
-)
-
-// allowedHeaders are all that a guest may say about a request. Who it is, is not
-// for the guest to say.
-var allowedHeaders = []string{"Accept", "Content-Type", "User-Agent"}
+// chunk is how much of a response body goes into one frame, in bytes.
+const chunk = 64 << 10
 
 // exchange is one request of a guest that is under way.
 type exchange struct {
@@ -42,6 +34,8 @@ type exchange struct {
 	resource string          // as in declarations: "pods", "leases.coordination.k8s.io"
 	ctx      context.Context // ends when the exchange is closed
 	cancel   context.CancelFunc
+	size     int    // of the request, in bytes
+	release  func() // makes room for another request; see run
 
 	watch   bool
 	objects string // path and selectors of what is watched
@@ -70,16 +64,20 @@ type waitingEvent struct {
 
 // newExchange checks a guest's request.
 func (g *guest) newExchange(r *abi.Request) (*exchange, error) {
-	if !strings.HasPrefix(r.URL, "/") {
-		return nil, fmt.Errorf("URL %q is not a path", r.URL)
+	if !slices.Contains(allowedMethods, r.Method) {
+		return nil, fmt.Errorf("method %.20q", r.Method)
 	}
-	u, err := url.ParseRequestURI(r.URL)
+	u, err := target(r.URL)
 	if err != nil {
 		return nil, err
 	}
 	header := http.Header{}
 	for _, name := range allowedHeaders {
-		if vs := r.Header.Values(name); len(vs) > 0 {
+		vs := r.Header.Values(name)
+		if slices.ContainsFunc(vs, func(v string) bool { return strings.ContainsFunc(v, unicode.IsControl) }) {
+			return nil, fmt.Errorf("control characters in header %s", name)
+		}
+		if len(vs) > 0 {
 			header[name] = slices.Clone(vs)
 		}
 	}
@@ -145,15 +143,24 @@ func (x *exchange) snapshotStream() snapshot.Stream {
 	}
 }
 
-// run does the exchange and delivers the response.
+// run does the exchange and delivers the response, when it is the guest's turn.
 func (x *exchange) run() error {
-	switch {
-	case x.watch && x.settled:
+	if x.watch && x.settled {
 		return x.keep(nil, nil)
-	case x.watch:
-		return x.runWatch()
 	}
-	return x.runOnce()
+	if err := x.guest.requests.Wait(x.ctx); err != nil {
+		return err
+	}
+	turn, do := x.guest.responses, x.runOnce
+	if x.watch {
+		turn, do = x.guest.lists, x.runWatch
+	}
+	if err := turn.Acquire(x.ctx, 1); err != nil {
+		return err
+	}
+	x.release = sync.OnceFunc(func() { turn.Release(1) })
+	defer x.release()
+	return do()
 }
 
 // end delivers how the response ended.
@@ -237,16 +244,29 @@ func (x *exchange) deliver(kind abi.Kind, payload []byte, reason string) error {
 // held.
 func (x *exchange) whenRoom(f func()) error {
 	g := x.guest
-	if err := g.mailbox.Room(x.ctx); err != nil {
-		return err
+	for {
+		if err := g.mailbox.Room(x.ctx); err != nil {
+			return err
+		}
+		if done, err := x.ifRoom(f); done || err != nil {
+			return err
+		}
 	}
+}
+
+// ifRoom calls f with guest.mu held, unless others have filled the mailbox before.
+func (x *exchange) ifRoom(f func()) (bool, error) {
+	g := x.guest
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if x.closed {
-		return context.Canceled
+		return false, context.Canceled
+	}
+	if g.mailbox.Fill() > 1 {
+		return false, nil
 	}
 	f()
-	return nil
+	return true, nil
 }
 
 // push is deliver with guest.mu held and without waiting for room.
@@ -267,10 +287,12 @@ func (x *exchange) wait(ev event, raw []byte) {
 		if w.UID == ev.UID {
 			since = w.since
 			joins += w.joins
+			x.guest.waitingBytes -= len(w.raw)
 			return true
 		}
 		return false
 	})
+	x.guest.waitingBytes += len(raw)
 	x.waiting = append(x.waiting, waitingEvent{event: ev, raw: raw, joins: joins, since: since})
 }
 
@@ -280,6 +302,7 @@ func (x *exchange) flush() {
 		x.guest.mailbox.Push(abi.FrameBody, x.id, w.raw)
 		x.members.note(w.event, w.joins)
 		x.delivered = w.Revision
+		x.guest.waitingBytes -= len(w.raw)
 	}
 	x.waiting = nil
 }

@@ -11,8 +11,14 @@ import (
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 )
 
-// wasmPage is the unit in which linear memory grows, in bytes.
-const wasmPage = 64 << 10
+const (
+	// wasmPage is the unit in which linear memory grows, in bytes.
+	wasmPage = 64 << 10
+
+	// maxTable bounds a module's table of functions, in elements of 8 bytes. The
+	// controllers have some hundred thousand functions, and Go's tables never grow.
+	maxTable = 1 << 20
+)
 
 // Host is what an instance asks of the plane. All methods are called while the
 // guest runs, on the goroutine that runs it; only Linger's answer may make the
@@ -41,7 +47,8 @@ type Config struct {
 	Mailbox *Mailbox
 	// Memory bounds the linear memory, in bytes; 0 means no bound.
 	Memory int64
-	// Run bounds how long the guest may run without going idle; 0 means a
+	// Run bounds how long the guest may run without going idle, and for how long it
+	// may have nothing but timers of its own before it leaves the pump; 0 means a
 	// minute.
 	Run time.Duration
 	// Env is the guest's environment, as NAME=value. Go reads it in
@@ -65,7 +72,8 @@ type Instance struct {
 	output   output
 }
 
-// Instantiate makes a guest from the module's image. It has not run yet.
+// Instantiate makes a guest from the module's image. It has not run yet, but for a
+// start function if its module has one.
 func (c *Code) Instantiate(config Config) (*Instance, error) {
 	i := &Instance{code: c, config: config, next: -1}
 	if i.config.Run == 0 {
@@ -76,14 +84,18 @@ func (c *Code) Instantiate(config Config) (*Instance, error) {
 	}
 	i.output.log = config.Host.Log
 	i.store = wasmtime.NewStoreWithData(c.engine, i)
+	memory := int64(-1)
 	if config.Memory > 0 {
-		i.store.Limiter(config.Memory, -1, 1, -1, 1)
+		memory = config.Memory
 	}
+	i.store.Limiter(memory, maxTable, 1, 1, 1)
 	i.resetDeadline()
+	c.ticker.enter() // for a start function
+	defer c.ticker.leave()
 	instance, err := c.linker.Instantiate(i.store, c.module)
 	if err != nil {
 		i.store.Close()
-		return nil, fmt.Errorf("instantiating the module: %w", err)
+		return nil, fmt.Errorf("instantiating the module: %s", trapCause(err.Error()))
 	}
 	i.instance = instance
 	i.memory = instance.GetExport(i.store, "memory").Memory()
@@ -108,12 +120,19 @@ func (i *Instance) resetDeadline() {
 }
 
 // Run runs the guest until it is idle and parked. It returns an *Exit if the
-// guest is gone.
+// guest is gone, or has left with something unread: it would never read it.
 func (i *Instance) Run() error {
 	if i.instance == nil {
 		return ErrClosed
 	}
-	return i.call(i.pump)
+	i.config.Mailbox.unpark()
+	if err := i.call(i.pump); err != nil {
+		return err
+	}
+	if !i.config.Mailbox.mayLeave() {
+		return &Exit{Reason: ReasonTrap, Detail: "left the pump without being told to park"}
+	}
+	return nil
 }
 
 // Call runs an export without parameters, for instance abi.InitializeExport. A

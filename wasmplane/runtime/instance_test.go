@@ -89,6 +89,8 @@ func watText(body string) string {
 		(data (i32.const 0) "image")
 		(func (export "dormouse_abi_1"))
 		(func $errno (param i32) (result i32) (local.get 0))
+		(func $deep (param i64 i64 i64 i64) (result i64)
+			(i64.add (call $deep (local.get 1) (local.get 2) (local.get 3) (local.get 0)) (local.get 0)))
 		(func (export "dormouse_pump") ` + body + `))`
 }
 
@@ -421,9 +423,24 @@ func TestEnds(t *testing.T) {
 			(i32.store8 (i32.const 2008) (i32.const 0)) (i64.store (i32.const 2024) (i64.const 3600000000000))
 			(loop (drop (call $poll (i32.const 2000) (i32.const 3000) (i32.const 1) (i32.const 4000))) (br 0))`,
 			100 * time.Millisecond, runtime.ReasonDeadline, "100ms"},
+		// Nor is one that only waits for its own timers.
+		"loop of short timers": {subscribe(1) + `
+			(loop (drop (call $poll (i32.const 2000) (i32.const 3000) (i32.const 2) (i32.const 4000))) (br 0))`,
+			100 * time.Millisecond, runtime.ReasonDeadline, "100ms"},
+		// Nor one that is told to leave, and does not.
+		"does not leave": {subscribe(int64(time.Hour)) + `
+			(i32.store (i32.const 1000) (i32.const 1100)) (i32.store (i32.const 1004) (i32.const 1000))
+			(loop
+				(drop (call $poll (i32.const 2000) (i32.const 3000) (i32.const 2) (i32.const 4000)))
+				(drop (call $fd_read (i32.const 3) (i32.const 1000) (i32.const 1) (i32.const 1008))) (br 0))`,
+			100 * time.Millisecond, runtime.ReasonDeadline, "100ms"},
+		"leaves a Park frame unread": {subscribe(int64(time.Hour)) + `
+			(drop (call $poll (i32.const 2000) (i32.const 3000) (i32.const 2) (i32.const 4000)))`, 0, runtime.ReasonTrap, "left the pump"},
+		"deep recursion": {`(drop (call $deep (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1)))`, 0, runtime.ReasonTrap, "call stack exhausted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
+			h.linger = time.Millisecond
 			config := h.config()
 			config.Run = c.limit
 			i, err := newCode(t, watText(c.body)).Instantiate(config)
@@ -440,6 +457,13 @@ func TestEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// subscribe is code that stores two subscriptions: a timer, and the mailbox.
+func subscribe(nanoseconds int64) string {
+	return fmt.Sprintf(`
+		(i32.store8 (i32.const 2008) (i32.const 0)) (i64.store (i32.const 2024) (i64.const %d))
+		(i32.store8 (i32.const 2056) (i32.const 1)) (i32.store (i32.const 2064) (i32.const 3))`, nanoseconds)
 }
 
 // storeText is code that stores a text.
@@ -506,6 +530,9 @@ func TestNewRefuses(t *testing.T) {
 		"no pump":         {`(module (memory (export "memory") 1) (func (export "dormouse_abi_1")))`, "dormouse_pump"},
 		"no memory":       {`(module (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "memory"},
 		"another import":  {`(module (import "env" "system" (func)) (memory (export "memory") 1) (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "env.system"},
+		"another type":    {`(module (import "wasi_snapshot_preview1" "fd_write" (func (result i32))) (memory (export "memory") 1) (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "fd_write with another type"},
+		"floats":          {`(module (import "dormouse" "request" (func (param i32 f64) (result i32))) (memory (export "memory") 1) (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "request with another type"},
+		"another result":  {`(module (import "wasi_snapshot_preview1" "sock_open" (func (result f32))) (memory (export "memory") 1) (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "sock_open with another type"},
 		"imported memory": {`(module (import "env" "m" (memory 1)) (export "memory" (memory 0)) (func (export "dormouse_pump")) (func (export "dormouse_abi_1")))`, "env.m"},
 	} {
 		wasm, err := wasmtime.Wat2Wasm(c.wat)
@@ -521,11 +548,25 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	code := newCode(t, `(module (memory (export "memory") 1) (global (export "dormouse_pump") i32 (i32.const 0)) (func (export "dormouse_abi_1")))`)
-	if _, err := code.Instantiate(newHost(t).config()); err == nil {
-		t.Error("a pump that is no function was accepted")
+	for name, c := range map[string]struct{ body, want string }{
+		"a pump that is no function": {`(memory (export "memory") 1) (global (export "dormouse_pump") i32 (i32.const 0))`, "wrong types"},
+		"shared memory":              {`(memory (export "memory") 1 1 shared) (func (export "dormouse_pump"))`, "wrong types"},
+		"two memories":               {`(memory (export "memory") 1) (memory 1 1 shared) (func (export "dormouse_pump"))`, "memory count"},
+		"two tables":                 {`(memory (export "memory") 1) (table 1 funcref) (table 1 funcref) (func (export "dormouse_pump"))`, "table count"},
+		"a large table":              {`(memory (export "memory") 1) (table 10000000 funcref) (func (export "dormouse_pump"))`, "table minimum size"},
+		"a start that calls the host": {`(import "dormouse" "request" (func $request (param i32 i32) (result i32)))
+			(memory (export "memory") 1) (func (export "dormouse_pump"))
+			(func $start (if (call $request (i32.const 0) (i32.const 1)) (then unreachable))) (start $start)`, "unreachable"},
+		"a start that never ends": {`(memory (export "memory") 1) (func (export "dormouse_pump")) (func $start (loop (br 0))) (start $start)`, "interrupt"},
+	} {
+		config := newHost(t).config()
+		config.Run = 100 * time.Millisecond
+		code := newCode(t, `(module `+c.body+` (func (export "dormouse_abi_1")))`)
+		if _, err := code.Instantiate(config); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
 	}
-	code = newCode(t, watText(""), "no such global")
+	code := newCode(t, watText(""), "no such global")
 	i, err := code.Instantiate(newHost(t).config())
 	if err != nil {
 		t.Fatal(err)
@@ -570,6 +611,91 @@ func TestMemoryLimit(t *testing.T) {
 	globals, err := i.Globals()
 	if err != nil || uint32(globals[0]) != 1<<32-1 || globals[1] != 4 || i.MemorySize() != 5*65536 {
 		t.Errorf("grew from %v to %d bytes, %v", globals, i.MemorySize(), err)
+	}
+}
+
+// TestTableLimit: nor does the table of functions.
+func TestTableLimit(t *testing.T) {
+	h := newHost(t)
+	code := newCode(t, `(module (memory (export "memory") 1) (table $t 1 funcref) (global $g (export "g") (mut i32) (i32.const 0))
+		(func (export "dormouse_abi_1"))
+		(func (export "dormouse_pump")
+			(loop (br_if 0 (i32.ne (table.grow $t (ref.null func) (i32.const 100000)) (i32.const -1))))
+			(global.set $g (table.size $t))))`, "g")
+	i, err := code.Instantiate(h.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	if err := i.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if g, err := i.Globals(); err != nil || g[0] < 900_000 || g[0] > 1<<20 {
+		t.Errorf("grew to %v elements, %v", g, err)
+	}
+}
+
+// TestWriteIsTakenInParts: a thousand buffers that are the whole memory would keep
+// the host busy for long, and nothing could end the guest meanwhile.
+func TestWriteIsTakenInParts(t *testing.T) {
+	h := newHost(t)
+	code := newCode(t, watText(`
+		(local $k i32)
+		(loop ;; buffers of the whole memory
+			(i32.store (i32.add (i32.const 8192) (i32.mul (local.get $k) (i32.const 8))) (i32.const 0))
+			(i32.store (i32.add (i32.const 8196) (i32.mul (local.get $k) (i32.const 8))) (i32.const 262144))
+			(br_if 0 (i32.lt_u (local.tee $k (i32.add (local.get $k) (i32.const 1))) (i32.const 1024))))
+		(drop (call $fd_write (i32.const 1) (i32.const 8192) (i32.const 1024) (i32.const 8)))
+		(global.set $g (i32.load (i32.const 8)))`), "g")
+	i, err := code.Instantiate(h.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	if err := i.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if g, err := i.Globals(); err != nil || g[0] != 64<<10 {
+		t.Errorf("%v bytes were taken, %v", g, err)
+	}
+	if n := len(strings.Join(h.log, "")); n > 64<<10 {
+		t.Errorf("%d bytes in %d lines", n, len(h.log))
+	}
+}
+
+// TestBrokenFrames: what is broken on the way to a guest ends it, and says so.
+func TestBrokenFrames(t *testing.T) {
+	header := func(kind abi.Kind, stream, length uint32) []byte {
+		return abi.FrameHeader{Kind: kind, Stream: stream, Length: length}.Append(nil)
+	}
+	start, err := json.Marshal(abi.Start{Controller: "fold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		frames []byte
+		want   string
+	}{
+		"unknown kind":   {header(99, 0, 0), "unknown kind 99"},
+		"absurd length":  {header(abi.FrameBody, 1, 1<<32-1), "4294967295 bytes"},
+		"start in words": {append(header(abi.FrameStart, 0, 3), "now"...), "decoding start"},
+		"garbled head":   {append(header(abi.FrameHead, 1, 3), 0xff, 0xff, 0xff), "decoding response head"},
+		// The Park frames that follow are taken for the rest.
+		"cut short": {header(abi.FrameBody, 1, 1<<10), "left the pump"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			i := instantiate(t, h)
+			h.say(abi.FrameStart, 0, start)
+			if err := i.Run(); err != nil || len(h.requests) != 1 {
+				t.Fatalf("%d requests, %v", len(h.requests), err)
+			}
+			h.mailbox.PushBytes(c.frames)
+			var exit *runtime.Exit
+			if err := i.Run(); !errors.As(err, &exit) || !strings.Contains(exit.Detail, c.want) {
+				t.Errorf("ended with %v, want %q", err, c.want)
+			}
+		})
 	}
 }
 

@@ -20,6 +20,8 @@ type Mailbox struct {
 	changed chan struct{} // closed and replaced whenever something changed and somebody waits
 	queue   [][]byte      // whole frames; the first may be partly read
 	size    int
+	taken   int64 // bytes that were read in all
+	parked  int64 // taken, once the latest Park frame is read
 }
 
 // NewMailbox returns an empty mailbox. arrived is called after each push; it
@@ -104,6 +106,7 @@ func (m *Mailbox) read(p []byte) int {
 		m.queue = nil
 	}
 	m.size -= n
+	m.taken += int64(n)
 	if n > 0 {
 		m.signal()
 	}
@@ -148,7 +151,23 @@ func (m *Mailbox) park() bool {
 		return false
 	}
 	m.append(abi.FramePark, 0, nil)
+	m.parked = m.taken + abi.HeaderSize
 	return true
+}
+
+// unpark forgets that the reader was told to leave.
+func (m *Mailbox) unpark() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.parked = -1
+}
+
+// mayLeave reports whether the reader may leave: nothing is there to be read, or it
+// has read up to a Park frame and no further.
+func (m *Mailbox) mayLeave() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.queue) == 0 || m.taken == m.parked
 }
 
 func (m *Mailbox) waitChannel() <-chan struct{} {

@@ -37,6 +37,11 @@ const (
 	eventSize        = 32
 	iovecSize        = 8
 	maxIovecs        = 1024 // as Linux has it
+
+	// maxWrite is how much of a write is taken at once, in bytes, as a pipe of Linux
+	// does. A guest's deadline does not count while the host works for it, and a
+	// thousand buffers may all be the whole memory.
+	maxWrite = 64 << 10
 )
 
 // call is one call from the guest: its instance and the integer arguments.
@@ -47,40 +52,62 @@ type call struct {
 
 func (c call) u32(n int) uint32 { return uint32(c.args[n].I32()) }
 
-// hostFunc answers a call with an errno, or ends the guest with a trap.
-type hostFunc func(c call) (uint32, *wasmtime.Trap)
+// hostFunc is what the host offers under a name. call answers with an errno, or
+// ends the guest with a trap.
+type hostFunc struct {
+	params string // a letter each: i is an i32, I an i64
+	call   func(c call) (uint32, *wasmtime.Trap)
+}
 
 // errno makes a hostFunc of a function that never traps.
-func errno(f func(c call) uint32) hostFunc {
-	return func(c call) (uint32, *wasmtime.Trap) { return f(c), nil }
+func errno(params string, f func(c call) uint32) hostFunc {
+	return hostFunc{params, func(c call) (uint32, *wasmtime.Trap) { return f(c), nil }}
 }
 
 var hostFuncs = map[string]map[string]hostFunc{
 	wasi: {
-		"args_sizes_get":      errno(func(c call) uint32 { return c.sizes(arguments) }),
-		"args_get":            errno(func(c call) uint32 { return c.strings(arguments) }),
-		"environ_sizes_get":   errno(func(c call) uint32 { return c.sizes(c.config.Env) }),
-		"environ_get":         errno(func(c call) uint32 { return c.strings(c.config.Env) }),
-		"clock_time_get":      errno(clockTimeGet),
-		"random_get":          errno(randomGet),
-		"fd_fdstat_get":       errno(fdFdstatGet),
-		"fd_fdstat_set_flags": errno(func(call) uint32 { return errnoSuccess }),
-		"fd_prestat_get":      errno(func(call) uint32 { return errnoBadf }), // ends Go's search for directories
-		"fd_close":            errno(func(call) uint32 { return errnoSuccess }),
-		"fd_read":             errno(fdRead),
-		"fd_write":            errno(fdWrite),
-		"poll_oneoff":         errno(pollOneoff),
-		"sched_yield":         errno(func(call) uint32 { return errnoSuccess }),
-		"proc_exit":           procExit,
+		"args_sizes_get":      errno("ii", func(c call) uint32 { return c.sizes(arguments) }),
+		"args_get":            errno("ii", func(c call) uint32 { return c.strings(arguments) }),
+		"environ_sizes_get":   errno("ii", func(c call) uint32 { return c.sizes(c.config.Env) }),
+		"environ_get":         errno("ii", func(c call) uint32 { return c.strings(c.config.Env) }),
+		"clock_time_get":      errno("iIi", clockTimeGet),
+		"random_get":          errno("ii", randomGet),
+		"fd_fdstat_get":       errno("ii", fdFdstatGet),
+		"fd_fdstat_set_flags": errno("ii", func(call) uint32 { return errnoSuccess }),
+		"fd_prestat_get":      errno("ii", func(call) uint32 { return errnoBadf }), // ends Go's search for directories
+		"fd_close":            errno("i", func(call) uint32 { return errnoSuccess }),
+		"fd_read":             errno("iiii", fdRead),
+		"fd_write":            errno("iiii", fdWrite),
+		"poll_oneoff":         errno("iiii", pollOneoff),
+		"sched_yield":         errno("", func(call) uint32 { return errnoSuccess }),
+		"proc_exit":           {"i", procExit},
 	},
 	abi.Module: {
-		abi.RequestImport: errno(request),
-		abi.CancelImport:  errno(cancel),
+		abi.RequestImport: errno("ii", request),
+		abi.CancelImport:  errno("i", cancel),
 	},
 }
 
+// signature writes a function's type as hostFunc.params does. ok is false if it
+// returns something else than an errno.
+func signature(ty *wasmtime.FuncType) (params string, ok bool) {
+	for _, p := range ty.Params() {
+		switch p.Kind() {
+		case wasmtime.KindI32:
+			params += "i"
+		case wasmtime.KindI64:
+			params += "I"
+		default:
+			params += "?"
+		}
+	}
+	results := ty.Results()
+	return params, len(results) == 0 || len(results) == 1 && results[0].Kind() == wasmtime.KindI32
+}
+
 // link defines what module imports. WASI functions that are not offered answer
-// ENOSYS; anything else unknown is an error.
+// ENOSYS; anything else unknown is an error, and so is a function of another type
+// than the host's.
 func link(linker *wasmtime.Linker, module *wasmtime.Module) error {
 	defined := map[[2]string]bool{} // Go imports some functions more than once
 	for _, imp := range module.Imports() {
@@ -94,15 +121,19 @@ func link(linker *wasmtime.Linker, module *wasmtime.Module) error {
 		defined[[2]string{imp.Module(), name}] = true
 		ty := imp.Type().FuncType()
 		f, ok := hostFuncs[imp.Module()][name]
-		if !ok && imp.Module() == wasi {
-			f, ok = errno(func(call) uint32 { return errnoNosys }), true
-		}
-		if !ok || ty == nil {
+		if ty == nil || !ok && imp.Module() != wasi {
 			return fmt.Errorf("the module imports %s.%s, which the plane does not offer", imp.Module(), name)
+		}
+		params, returns := signature(ty)
+		if !ok {
+			f = errno(params, func(call) uint32 { return errnoNosys })
+		}
+		if params != f.params || !returns {
+			return fmt.Errorf("the module imports %s.%s with another type than the plane's", imp.Module(), name)
 		}
 		void := len(ty.Results()) == 0
 		err := linker.FuncNew(imp.Module(), name, ty, func(caller *wasmtime.Caller, args []wasmtime.Val) ([]wasmtime.Val, *wasmtime.Trap) {
-			code, trap := f(call{caller.Data().(*Instance), args})
+			code, trap := f.call(call{caller.Data().(*Instance), args})
 			if trap != nil || void {
 				return nil, trap
 			}
@@ -115,8 +146,12 @@ func link(linker *wasmtime.Linker, module *wasmtime.Module) error {
 	return nil
 }
 
-// bytes is the guest's memory at [ptr, ptr+n); nil if that is out of bounds.
+// bytes is the guest's memory at [ptr, ptr+n); nil if that is out of bounds, or if
+// there is none yet: a module may call while it is instantiated.
 func (i *Instance) bytes(ptr, n uint32) []byte {
+	if i.memory == nil {
+		return nil
+	}
 	mem := i.memory.UnsafeData(i.store)
 	if uint64(ptr)+uint64(n) > uint64(len(mem)) {
 		return nil
@@ -266,9 +301,10 @@ func fdWrite(c call) uint32 {
 	}
 	total := 0
 	ok := c.iovecs(func(b []byte) bool {
+		b = b[:min(len(b), maxWrite-total)]
 		c.output.write(b)
 		total += len(b)
-		return true
+		return total < maxWrite
 	})
 	if !ok {
 		return errnoFault
@@ -355,9 +391,10 @@ func pollOneoff(c call) uint32 {
 }
 
 // idle waits in place for as long as the host says, then parks the guest. It
-// returns the kind of event that the guest gets to see.
+// returns the kind of event that the guest gets to see. Its time begins anew if
+// something came for it, but not for a timer of its own, nor for the Park frame:
+// it could go on with these forever.
 func (i *Instance) idle(next time.Duration) int {
-	defer i.resetDeadline()
 	_, now := i.config.Host.Clock()
 	i.next = -1
 	if next >= 0 {
@@ -365,13 +402,14 @@ func (i *Instance) idle(next time.Duration) int {
 	}
 	linger := i.config.Host.Linger(next)
 	if next >= 0 && next <= linger {
-		if i.config.Mailbox.wait(next) {
-			return eventtypeFdRead
+		if !i.config.Mailbox.wait(next) {
+			return eventtypeClock
 		}
-		return eventtypeClock
+		i.resetDeadline()
+		return eventtypeFdRead
 	}
-	if !i.config.Mailbox.wait(linger) {
-		i.config.Mailbox.park()
+	if i.config.Mailbox.wait(linger) || !i.config.Mailbox.park() {
+		i.resetDeadline()
 	}
 	return eventtypeFdRead
 }
