@@ -126,12 +126,7 @@ func (p *Plane) Run(ctx context.Context, host Host, ready func()) (err error) {
 			err = fmt.Errorf("closing the snapshot store: %w", closeErr)
 		}
 	}()
-	defer context.AfterFunc(ctx, func() {
-		late := time.AfterFunc(stopPatience, p.config.Code.Interrupt)
-		<-p.done
-		late.Stop()
-	})()
-	var loops sync.WaitGroup
+	var loops, stopping sync.WaitGroup
 	for _, g := range p.guests {
 		if err := g.prepare(host); err != nil {
 			return err
@@ -147,11 +142,31 @@ func (p *Plane) Run(ctx context.Context, host Host, ready func()) (err error) {
 			}
 		})
 	}
+	ended := make(chan struct{}) // every guest has stopped
+	stopping.Go(func() { p.interruptAfter(ctx, ended) })
 	ready()
 	loops.Wait()
+	close(ended)
+	stopping.Wait()
 	p.recheck.Stop()
 	p.feeds.stop()
 	return nil
+}
+
+// interruptAfter ends the guests that still run some time after ctx is done.
+func (p *Plane) interruptAfter(ctx context.Context, ended <-chan struct{}) {
+	select {
+	case <-ctx.Done():
+	case <-ended:
+		return
+	}
+	patience := time.NewTimer(stopPatience)
+	defer patience.Stop()
+	select {
+	case <-patience.C:
+		p.config.Code.Interrupt()
+	case <-ended:
+	}
 }
 
 // open opens what is kept on disk and drops what no guest will use.

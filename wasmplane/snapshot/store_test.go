@@ -380,7 +380,7 @@ func TestSavesShareACommit(t *testing.T) {
 		return write(b, at)
 	})
 	var changes []func() error
-	for g := range 12 {
+	for g := range batchMost {
 		changes = append(changes, func() error {
 			_, err := s.Save(fmt.Sprint("guest-", g), Head{}, Clock{}, contents{g: make([]byte, pageSize)}.all())
 			return err
