@@ -97,7 +97,6 @@ type guest struct {
 
 	// Owned by loop.
 	inst      *runtime.Instance
-	idleSince time.Time // the last event or response, for the idle time-out
 	saveAfter time.Time // no save before, after one failed
 	quiet     bool      // nothing had stirred it for slackAfter when it was saved
 	retryAt   time.Time // next start of a failed guest
@@ -226,7 +225,6 @@ func (g *guest) runForEvents() {
 		g.plane.enforceBudget() // a request was answered: the guest may be released now
 		return
 	}
-	g.idleSince = time.Now()
 	g.run(reasonEvent, c.reason, c.at)
 }
 
@@ -323,7 +321,7 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 	if underWay > 0 {
 		return never // its response will come, and with it a run
 	}
-	at := g.idleSince.Add(warm)
+	at := stirred.Add(warm)
 	if quiet := stirred.Add(slackAfter); g.TimerSlack > 0 && quiet.After(at) {
 		at = quiet
 	}
@@ -341,7 +339,9 @@ func (g *guest) obey(verb string) error {
 	case commandEvict:
 		return g.sleep()
 	case commandWake:
-		g.idleSince = time.Now()
+		g.mu.Lock()
+		g.stirred = time.Now()
+		g.mu.Unlock()
 		g.run(reasonCommand, "wake command", time.Time{})
 	}
 	return nil
@@ -678,7 +678,6 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 	}
 	g.mu.Unlock()
 	if was != Warm {
-		g.idleSince = time.Now()
 		g.log.WithField("reason", reason).Debugf("%s, now awake", was)
 	}
 

@@ -110,7 +110,7 @@ func TestTimers(t *testing.T) {
 				b.saveAfter = now.Add(c.saveAfter)
 			}
 			b.quiet = !c.hasty
-			b.state, b.underWay, b.idleSince = Asleep, c.underWay, now.Add(-c.idle)
+			b.state, b.underWay, b.stirred = Asleep, c.underWay, now.Add(-c.idle)
 			wait := c.due
 			if c.warm {
 				b.state, b.inst = Warm, &runtime.Instance{}
