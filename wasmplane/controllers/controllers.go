@@ -38,6 +38,19 @@ type Declaration struct {
 	// delivered before anything else at the next wake, the latest state of each
 	// object.
 	Wait map[string]Events
+	// Owned names resources of which an object concerns the controller only if
+	// nobody controls it or an owner of one of these kinds does. Events of others
+	// wait as those of Wait do; so do those that Having and Without leave out.
+	Owned map[string][]string
+	// Having names resources of which an object concerns the controller only if it
+	// has one of these fields.
+	Having map[string][]Field
+	// Without names resources whose objects concern the controller only while it
+	// knows an object of one of these other resources.
+	Without map[string][]string
+	// TimersFor are resources: timers of the sleeping controller fire only while it
+	// knows an object of one of them. Empty: always.
+	TimersFor []string
 	// TimerSlack is how late a timer of the sleeping controller may fire. Timers
 	// of a controller that is resident fire on time.
 	TimerSlack time.Duration
@@ -48,6 +61,17 @@ type Declaration struct {
 	MemoryLimit int64
 	// RunLimit bounds how long the controller may run without once going idle.
 	RunLimit time.Duration
+}
+
+// Field is a field of an API object, found in its protobuf encoding.
+type Field struct {
+	// Name is for people: "spec.volumes.ephemeral".
+	Name string
+	// Path are the field numbers from the object's root, as in the generated.proto of
+	// its API group. A repeated field stands for each of its elements.
+	Path []int
+	// Value, if not empty, is what the field, a string, has to be.
+	Value string
 }
 
 // Heartbeat makes the slack of timers conditional: it holds while every object
