@@ -36,10 +36,3 @@ func TestDeclarations(t *testing.T) {
 		}
 	}
 }
-
-func TestDefaults(t *testing.T) {
-	o := Options{NodeCIDRMaskSize: 26}.WithDefaults()
-	if o.NodeCIDRMaskSize != 26 || o.NodeCIDRMaskSizeIPv6 != 64 || o.ConcurrentGCSyncs != 20 {
-		t.Errorf("%+v", o)
-	}
-}
