@@ -89,7 +89,7 @@ func (p *wasmPlane) Run(ctx context.Context, host server.Host, ready func()) err
 func setUp(ctx context.Context, host server.Host, name string) (plane.Setup, error) {
 	o := options.Options{FeatureGates: host.FeatureGates}
 	var files map[string]string
-	if name == controllers.Scheduler {
+	if name == options.Scheduler {
 		o.Scheduler = &options.SchedulerOptions{Config: host.Scheduler.Config, UnschedulableSeconds: int64(host.Scheduler.Unschedulable.Seconds())}
 	} else {
 		o.ControllerManager = host.ControllerManager
