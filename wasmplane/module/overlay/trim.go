@@ -30,9 +30,18 @@ func (t Trim) apply(text []byte) ([]byte, error) {
 		return slices.Contains(t.Keep, name)
 	}
 	var decls []ast.Decl
+	var gone []*ast.CommentGroup // of what is left out of groups
 	for _, d := range f.Decls {
 		if g, ok := d.(*ast.GenDecl); ok && g.Tok != token.IMPORT {
-			g.Specs = slices.DeleteFunc(g.Specs, func(s ast.Spec) bool { return !slices.ContainsFunc(specNames(s), keep) })
+			g.Specs = slices.DeleteFunc(g.Specs, func(s ast.Spec) bool {
+				if slices.ContainsFunc(specNames(s), keep) {
+					return false
+				}
+				if v, ok := s.(*ast.ValueSpec); ok {
+					gone = append(gone, v.Doc, v.Comment)
+				}
+				return true
+			})
 			if len(g.Specs) == 0 {
 				continue
 			}
@@ -48,7 +57,7 @@ func (t Trim) apply(text []byte) ([]byte, error) {
 	f.Decls = decls
 	dropUnusedImports(f)
 	f.Comments = slices.DeleteFunc(f.Comments, func(c *ast.CommentGroup) bool {
-		return c.Pos() > f.Package && !slices.ContainsFunc(f.Decls, func(d ast.Decl) bool {
+		return slices.Contains(gone, c) || c.Pos() > f.Package && !slices.ContainsFunc(f.Decls, func(d ast.Decl) bool {
 			return c.Pos() >= start(d) && c.End() <= d.End()
 		})
 	})
