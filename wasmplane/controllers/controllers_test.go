@@ -78,10 +78,3 @@ func mayWait(d Declaration, resource string) Events {
 	}
 	return d.Wait["*"]
 }
-
-func TestDefaults(t *testing.T) {
-	o := Options{NodeCIDRMaskSize: 26}.WithDefaults()
-	if o.NodeCIDRMaskSize != 26 || o.NodeCIDRMaskSizeIPv6 != 64 || o.ConcurrentGCSyncs != 20 {
-		t.Errorf("%+v", o)
-	}
-}

@@ -1,12 +1,13 @@
 package controllers
 
-import "time"
+import (
+	"time"
 
-// Scheduler is the one guest that is no controller of kube-controller-manager.
-const Scheduler = "kube-scheduler"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers/options"
+)
 
 var scheduler = Declaration{
-	Name:     Scheduler,
+	Name:     options.Scheduler,
 	Identity: "system:kube-scheduler",
 	Resources: []string{
 		"pods", "nodes", "namespaces", "services", "replicationcontrollers", "replicasets.apps", "statefulsets.apps",

@@ -88,7 +88,8 @@ type guest struct {
 	log       *logrus.Entry
 	transport http.RoundTripper
 	start     []byte // payload of the Start frame, without the seed
-	startSum  string // its digest
+	files     map[string]string
+	startSum  string // digest of start and files
 	mailbox   *runtime.Mailbox
 	notify    chan struct{} // something is in the mailbox
 	commands  chan command
@@ -165,12 +166,23 @@ func poke(ch chan struct{}) {
 
 // prepare sets what is known only once the server runs.
 func (g *guest) prepare(host Host) error {
-	start, err := json.Marshal(abi.Start{Controller: g.Name, Options: host.Options, Verbosity: g.plane.config.Verbosity})
+	var setup Setup
+	if host.Setup != nil {
+		var err error
+		if setup, err = host.Setup(g.Name); err != nil {
+			return err
+		}
+	}
+	start, err := json.Marshal(abi.Start{Controller: g.Name, Options: setup.Options, Verbosity: g.plane.config.Verbosity})
 	if err != nil {
 		return fmt.Errorf("encoding the options of %s: %w", g.Name, err)
 	}
-	sum := sha256.Sum256(start)
-	g.start, g.startSum = start, hex.EncodeToString(sum[:8])
+	sum := sha256.New()
+	sum.Write(start)
+	for _, path := range slices.Sorted(maps.Keys(setup.Files)) {
+		fmt.Fprintf(sum, "%q%q", path, setup.Files[path])
+	}
+	g.start, g.startSum, g.files = start, hex.EncodeToString(sum.Sum(nil)[:8]), setup.Files
 	g.transport = host.Transport(g.Identity)
 	g.base, g.cancel = context.WithCancel(context.Background())
 	return nil
@@ -768,6 +780,7 @@ func (g *guest) instantiate() (*runtime.Instance, error) {
 		Mailbox: g.mailbox,
 		Memory:  g.MemoryLimit,
 		Run:     g.RunLimit,
+		Files:   g.files,
 	})
 }
 

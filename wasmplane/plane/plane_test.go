@@ -230,10 +230,15 @@ func TestEventsThatWait(t *testing.T) {
 	a.await(t, "both results", func(m map[string]string) bool { return m["x"] != before && m["y"] != "" })
 }
 
+// options is a Host.Setup with the same options for all.
+func options(json string) func(string) (Setup, error) {
+	return func(string) (Setup, error) { return Setup{Options: []byte(json)}, nil }
+}
+
 func TestTimerRunsOnThroughSleepAndRestart(t *testing.T) {
 	a := newAPI()
 	dir := t.TempDir()
-	period := func(c *Config, h *Host) { h.Options = json.RawMessage(`"300ms"`) }
+	period := func(_ *Config, h *Host) { h.Setup = options(`"300ms"`) }
 	p := start(t, dir, a, controllers.Declaration{Name: "ticker"}, period)
 	awaitValue(t, a, "tick", "1")
 	p.evict(t)
@@ -263,7 +268,11 @@ func TestSnapshotsThatDoNotFit(t *testing.T) {
 			"snapshot discarded, starting cold: it was not saved in the run before this one"},
 		"datastore lost its last commits": {func(_ string, _ *Config, h *Host) { h.Datastore.Revision = 1 },
 			"snapshot discarded, starting cold: it has seen revision 2, the datastore only 1"},
-		"other options": {func(_ string, _ *Config, h *Host) { h.Options = json.RawMessage(`{}`) },
+		"other options": {func(_ string, _ *Config, h *Host) { h.Setup = options(`{}`) },
+			"snapshot discarded, starting cold: its options are others now"},
+		"other files": {func(_ string, _ *Config, h *Host) {
+			h.Setup = func(string) (Setup, error) { return Setup{Files: map[string]string{"/key": "another"}}, nil }
+		},
 			"snapshot discarded, starting cold: its options are others now"},
 		"damaged store": {func(dir string, _ *Config, _ *Host) { damage(t, filepath.Join(dir, "snapshots.db")) },
 			"every guest starts cold"},
