@@ -32,13 +32,14 @@ import (
 	"k8s.io/controller-manager/pkg/clientbuilder"
 	"k8s.io/controller-manager/pkg/informerfactory"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
 	"k8s.io/kubernetes/pkg/controller/nodeipam/ipam"
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers/options"
 )
 
 // TestDeclarationsMatchUpstreamsConstructors runs the constructors of
@@ -116,7 +117,7 @@ func TestSchedulerWatchesWhatIsDeclared(t *testing.T) {
 	factory.WaitForCacheSync(ctx.Done())
 	all := controllers.All()
 	d := all[len(all)-1]
-	if got, want := api.resources(), slices.Sorted(slices.Values(d.Resources)); d.Name != controllers.Scheduler || !slices.Equal(got, want) {
+	if got, want := api.resources(), slices.Sorted(slices.Values(d.Resources)); d.Name != options.Scheduler || !slices.Equal(got, want) {
 		t.Errorf("watches %v, %s is declared to watch %v", got, d.Name, want)
 	}
 }
@@ -130,7 +131,7 @@ func newContext(t *testing.T, ctx context.Context, api http.RoundTripper) (app.C
 	}
 	var env app.ControllerContext
 	var err error
-	if env.ComponentConfig, err = options.NewDefaultComponentConfig(); err != nil {
+	if env.ComponentConfig, err = kcmoptions.NewDefaultComponentConfig(); err != nil {
 		t.Fatal(err)
 	}
 	certFile, keyFile := authority(t)

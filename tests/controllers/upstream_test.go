@@ -27,6 +27,7 @@ import (
 
 	"github.com/dormouse-k8s/dormouse/manifests"
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers/options"
 )
 
 // TestNoControllerIsMissing: what kube-controller-manager registers is declared, and
@@ -43,7 +44,7 @@ func TestNoControllerIsMissing(t *testing.T) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(declared)) {
-		if upstream[name] == nil && name != controllers.Scheduler {
+		if upstream[name] == nil && name != options.Scheduler {
 			t.Errorf("%s is declared, and upstream has no such controller", name)
 		}
 	}

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers/options"
 )
 
 const (
@@ -373,7 +374,7 @@ var wakings = map[string][]waking{
 		{object: &corev1.PersistentVolume{}, wakes: every &^ deleted},
 		{object: &storagev1.CSIDriver{}, wakes: every},
 	},
-	controllers.Scheduler: {
+	options.Scheduler: {
 		// addAllEventHandlers; what is only looked up by plugins has no handler.
 		{object: pod(), wakes: every},
 		{object: ownedBy("ReplicaSet", pod()), wakes: every},
