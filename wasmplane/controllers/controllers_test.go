@@ -47,7 +47,10 @@ func TestDeclarations(t *testing.T) {
 				t.Errorf("%s: %s without %v", d.Name, r, others)
 			}
 			for _, o := range others {
-				if o == "*" || !watched(o) || mayWait(d, o)&Added != 0 {
+				_, owned := d.Owned[o]
+				_, having := d.Having[o]
+				_, without := d.Without[o]
+				if o == "*" || !watched(o) || mayWait(d, o)&Added != 0 || owned || having || without {
 					t.Errorf("%s: %s wait until there are %s, which do not wake it when they come", d.Name, r, o)
 				}
 			}

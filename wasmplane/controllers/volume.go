@@ -56,11 +56,11 @@ var persistentVolumeAttachDetach = Declaration{
 		volume("vsphereVolume", 20),
 		volume("portworxVolume", 24),
 	}},
-	// It compares ten times a second what is attached with what should be, but
-	// nothing changes there without an event, except by attempts that failed and the
-	// 6 minutes after which a volume is taken from a dead node.
-	TimersFor:   []string{"volumeattachments.storage.k8s.io"},
-	TimerSlack:  time.Minute,
+	// It compares ten times a second what is attached with what should be. Nothing
+	// changes there without an event, except that it tries again what failed, and
+	// takes volumes from a dead node after 6 minutes.
+	TimersFor:   []string{"persistentvolumes", "volumeattachments.storage.k8s.io"},
+	TimerSlack:  5 * time.Minute,
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }
@@ -100,12 +100,10 @@ var volumeAttributesClassProtection = Declaration{
 	Name:      "volumeattributesclass-protection-controller",
 	Identity:  serviceAccount + "volumeattributesclass-protection-controller",
 	Resources: []string{"volumeattributesclasses.storage.k8s.io", "persistentvolumeclaims", "persistentvolumes"},
-	// A class may go once nobody uses it any more.
-	Wait: map[string]Events{
-		"volumeattributesclasses.storage.k8s.io": Deleted,
-		"persistentvolumeclaims":                 Added,
-		"persistentvolumes":                      Added,
-	},
+	// A class may go once nobody uses it any more. So claims and volumes that come
+	// must not wait, although they are only looked up: then they are known by the time
+	// that it goes.
+	Wait:        map[string]Events{"volumeattributesclasses.storage.k8s.io": Deleted},
 	Without:     onlyWith("volumeattributesclasses.storage.k8s.io", "persistentvolumeclaims", "persistentvolumes"),
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
