@@ -104,29 +104,36 @@ type Host struct {
 	Files func(ctx context.Context, controller string) (map[string]string, error)
 }
 
-// Enabled are the upstream names of what a server with cfg has to run, be it natively or in a Plane: the
-// controllers, and the scheduler. Those in native cannot be in a Plane. It reads the configuration files that
+// Guests are the upstream names of what a Plane has to run for a server with cfg: the enabled controllers and
+// the scheduler, but for those in native and what cannot run in a Plane. It reads the configuration files that
 // the arguments name.
-func Enabled(ctx context.Context, cfg Config) (all, native []string, err error) {
+func Guests(ctx context.Context, cfg Config, native []string) ([]string, error) {
 	cfg.Plane = nil
 	s, err := newServer(cfg, paths.Data(cfg.DataDir))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	if err := setFeatureGates(); err != nil {
+		return nil, err
+	}
+	isNative := func(name string) bool { return slices.Contains(native, name) }
+	var guests []string
 	if !cfg.DisableControllerManager {
-		all = s.controllers.Enabled()
+		guests = slices.DeleteFunc(s.controllers.Enabled(), isNative)
+		if err := s.controllers.Exclude(guests); err != nil {
+			return nil, err
+		}
 	}
-	if !cfg.DisableScheduler {
-		all = append(all, scheduler.Name)
+	if !cfg.DisableScheduler && !isNative(scheduler.Name) {
 		c, err := s.scheduler.Configuration(ctx)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		if c.Extended {
-			native = append(native, scheduler.Name) // a guest reaches nothing but the API server
+		if !c.Extended { // a guest reaches nothing but the API server
+			guests = append(guests, scheduler.Name)
 		}
 	}
-	return all, native, nil
+	return guests, nil
 }
 
 // Validate says whether cfg could work at all, from its values alone.
@@ -204,9 +211,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	// Once, after the arguments of all components have been parsed: they share their feature gates.
-	if err := compatibility.DefaultComponentGlobalsRegistry.Set(); err != nil {
-		return fmt.Errorf("setting the feature gates: %w", err)
+	if err := setFeatureGates(); err != nil {
+		return err
 	}
 	listener, err := preflight(cfg)
 	if err != nil {
@@ -235,6 +241,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return service.Run(ctx, s.services(listener))
 }
 
+// setFeatureGates is for when the arguments of all components have been parsed: they share their gates.
+func setFeatureGates() error {
+	if err := compatibility.DefaultComponentGlobalsRegistry.Set(); err != nil {
+		return fmt.Errorf("setting the feature gates: %w", err)
+	}
+	return nil
+}
+
 // server is the control plane's parts, put together but not running.
 type server struct {
 	cfg         Config
@@ -258,14 +272,16 @@ func newServer(cfg Config, data paths.Data) (*server, error) {
 	if s.scheduler, err = scheduler.New(cfg.KubeSchedulerArgs); err != nil {
 		return nil, err
 	}
-	var exclude []string
-	if cfg.Plane != nil {
-		exclude = slices.DeleteFunc(cfg.Plane.Controllers(), func(name string) bool { return name == scheduler.Name })
-	}
 	if s.controllers, err = controllers.New(controllers.Config{
-		Data: data, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, Exclude: exclude, Args: cfg.KubeControllerManagerArgs,
+		Data: data, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, Args: cfg.KubeControllerManagerArgs,
 	}); err != nil {
 		return nil, err
+	}
+	if cfg.Plane != nil {
+		guests := slices.DeleteFunc(cfg.Plane.Controllers(), func(name string) bool { return name == scheduler.Name })
+		if err := s.controllers.Exclude(guests); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }

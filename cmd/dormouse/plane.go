@@ -105,8 +105,7 @@ func setUp(ctx context.Context, host server.Host, name string) (plane.Setup, err
 	return plane.Setup{Options: b, Files: files}, nil
 }
 
-// guests are the declarations of what runs in Wasm: what is enabled, but for what is said to run natively or
-// has to.
+// guests are the declarations of what runs in Wasm.
 func guests(ctx context.Context, c *config.Config, cfg server.Config) ([]controllers.Declaration, error) {
 	all := controllers.All()
 	for _, name := range c.NativeControllers {
@@ -121,12 +120,9 @@ func guests(ctx context.Context, c *config.Config, cfg server.Config) ([]control
 	if c.ControllerMode != config.ModeWasm {
 		return nil, nil
 	}
-	enabled, native, err := server.Enabled(ctx, cfg)
+	names, err := server.Guests(ctx, cfg, c.NativeControllers)
 	if err != nil {
 		return nil, err
 	}
-	native = append(native, c.NativeControllers...)
-	return slices.DeleteFunc(all, func(d controllers.Declaration) bool {
-		return !slices.Contains(enabled, d.Name) || slices.Contains(native, d.Name)
-	}), nil
+	return slices.DeleteFunc(all, func(d controllers.Declaration) bool { return !slices.Contains(names, d.Name) }), nil
 }

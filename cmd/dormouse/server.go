@@ -57,10 +57,6 @@ func runServer(ctx context.Context, c *config.Config, notes []string, stderr io.
 	if err := server.Check(cfg); err != nil {
 		return err
 	}
-	guests, err := guests(ctx, c, cfg)
-	if err != nil {
-		return err
-	}
 	node, err := newNode(c, cfg.URL())
 	if err != nil {
 		return err
@@ -70,6 +66,10 @@ func runServer(ctx context.Context, c *config.Config, notes []string, stderr io.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	memory := keepMemorySmall()
+	guests, err := guests(ctx, c, cfg)
+	if err != nil {
+		return err
+	}
 
 	var files payloadDir
 	if node != nil || len(guests) > 0 {

@@ -40,8 +40,6 @@ import (
 type Config struct {
 	Data                     paths.Data
 	ClusterCIDR, ServiceCIDR netip.Prefix
-	// Exclude are the upstream names of controllers that run elsewhere.
-	Exclude []string
 	// Args are a user's arguments for kube-controller-manager.
 	Args []string
 }
@@ -52,14 +50,8 @@ type Manager struct {
 	exclude []string
 }
 
-// New parses the flags of cfg. Nothing is read or started. A name in Exclude that upstream does not know
-// is an error, since that controller would run nowhere.
+// New parses the flags of cfg. Nothing is read or started.
 func New(cfg Config) (*Manager, error) {
-	for _, name := range cfg.Exclude {
-		if !slices.Contains(app.KnownControllers(), name) {
-			return nil, fmt.Errorf("kube-controller-manager has no controller %q", name)
-		}
-	}
 	o, err := kcmoptions.NewKubeControllerManagerOptions()
 	if err != nil {
 		return nil, fmt.Errorf("kube-controller-manager: %w", err)
@@ -68,14 +60,24 @@ func New(cfg Config) (*Manager, error) {
 	if err := options.Parse("kube-controller-manager-arg", flags.FlagSets, defaults(cfg), cfg.Args); err != nil {
 		return nil, err
 	}
-	m := &Manager{options: o, exclude: cfg.Exclude}
+	return &Manager{options: o}, nil
+}
+
+// Exclude leaves the controllers with these upstream names to others. A name that upstream does not know is an
+// error, since that controller would run nowhere; so is what cannot run natively without them.
+func (m *Manager) Exclude(exclude []string) error {
+	for _, name := range exclude {
+		if !slices.Contains(app.KnownControllers(), name) {
+			return fmt.Errorf("kube-controller-manager has no controller %q", name)
+		}
+	}
+	m.exclude = exclude
 	native := m.Names()
 	if collector, migrator := names.GarbageCollectorController, names.StorageVersionMigratorController; slices.Contains(native, migrator) && !slices.Contains(native, collector) {
 		// It reads the garbage collector's graph, and ends the process if there is none.
-		return nil, fmt.Errorf("%s runs natively only where %s does; leave it out of native-controllers, or disable it with --kube-controller-manager-arg=controllers=*,-%s",
-			migrator, collector, migrator)
+		return fmt.Errorf("%s runs natively only beside %s; name both in native-controllers, or neither", migrator, collector)
 	}
-	return m, nil
+	return nil
 }
 
 func defaults(cfg Config) map[string]string {
