@@ -77,9 +77,7 @@ func (x *exchange) openWatch(query url.Values) (*apiWatch, error) {
 // runWatch opens a watch as the guest asks for it.
 func (x *exchange) runWatch() error {
 	g, query := x.guest, x.url.Query()
-	g.mu.Lock()
-	x.members.known = query.Get("sendInitialEvents") == "true"
-	g.mu.Unlock()
+	x.begin()
 	w, err := x.openWatch(query)
 	if err != nil {
 		return err
@@ -96,6 +94,13 @@ func (x *exchange) runWatch() error {
 		g.settle(x)
 	}
 	return x.keep(w, nil)
+}
+
+// begin notes what is known of the watch's objects before its first event.
+func (x *exchange) begin() {
+	x.guest.mu.Lock()
+	defer x.guest.mu.Unlock()
+	x.members.known = x.url.Query().Get("sendInitialEvents") == "true"
 }
 
 // resumable says that a watch can go on from a version.
@@ -264,11 +269,12 @@ func (x *exchange) take(ev event, raw []byte) {
 		x.seen = ev.Revision
 	}
 	g.noteHeartbeat(x, ev)
-	if x.settled && g.mayWait(x, ev) {
-		x.wait(ev, raw)
-		return
-	}
-	if !x.settled || !g.needNotWake(x, ev) {
+	if x.settled && g.needNotWake(x, ev) {
+		if g.mayWait(ev) {
+			x.wait(ev, raw)
+			return
+		}
+	} else {
 		g.stirred = time.Now()
 	}
 	reason := ev.Type + " " + x.resource

@@ -599,19 +599,20 @@ func (g *guest) Linger(next time.Duration) time.Duration {
 	return linger
 }
 
-// mayWait reports whether an event need not wake the guest; guest.mu is held.
-// While the guest is in memory nothing waits.
-func (g *guest) mayWait(x *exchange, ev event) bool {
-	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.needNotWake(x, ev) && g.waitingBytes < maxWaiting
+// mayWait reports whether an event that need not wake the guest can be kept for
+// later; guest.mu is held. While the guest is in memory nothing waits.
+func (g *guest) mayWait(ev event) bool {
+	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.waitingBytes < maxWaiting
 }
 
-// needNotWake reports what the declaration says of an event.
+// needNotWake reports what the declaration says of an event; guest.mu is held.
 func (g *guest) needNotWake(x *exchange, ev event) bool {
 	wait, named := g.Wait[x.resource]
 	if !named {
 		wait = g.Wait["*"]
 	}
-	return wait&ev.kind() != 0
+	kind := ev.kind()
+	return kind != 0 && (wait&kind != 0 || g.ownedByOthers(x, ev))
 }
 
 // flushWaiting delivers what waited; guest.mu is held.

@@ -25,6 +25,7 @@ type event struct {
 	UID        string
 	Revision   string // metadata.resourceVersion
 	Deleting   bool   // it has a deletion timestamp
+	Controller string // kind of the owner that controls it, "" if none does
 	InitialEnd bool   // the bookmark that ends the initial events
 }
 
@@ -159,6 +160,10 @@ func decodeJSONEvent(b []byte) (event, error) {
 				ResourceVersion string            `json:"resourceVersion"`
 				DeletionTime    *string           `json:"deletionTimestamp"`
 				Annotations     map[string]string `json:"annotations"`
+				OwnerReferences []struct {
+					Kind       string `json:"kind"`
+					Controller bool   `json:"controller"`
+				} `json:"ownerReferences"`
 			} `json:"metadata"`
 		} `json:"object"`
 	}
@@ -166,6 +171,12 @@ func decodeJSONEvent(b []byte) (event, error) {
 		return event{}, fmt.Errorf("decoding a watch event: %w", err)
 	}
 	m := e.Object.Metadata
+	controller := ""
+	for _, o := range m.OwnerReferences {
+		if o.Controller {
+			controller = o.Kind
+		}
+	}
 	return event{
 		Type:       e.Type,
 		Namespace:  m.Namespace,
@@ -173,6 +184,7 @@ func decodeJSONEvent(b []byte) (event, error) {
 		UID:        m.UID,
 		Revision:   m.ResourceVersion,
 		Deleting:   m.DeletionTime != nil,
+		Controller: controller,
 		InitialEnd: m.Annotations[initialEndAnnotation] == "true",
 	}, nil
 }
@@ -193,8 +205,12 @@ const (
 	metaRevision     = 6
 	metaDeletion     = 9
 	metaAnnotations  = 12
+	metaOwners       = 13
+	metaManaged      = 17
 	mapKey           = 1
 	mapValue         = 2
+	ownerKind        = 1 // meta/v1 OwnerReference
+	ownerController  = 6
 )
 
 func decodeProtobufEvent(b []byte) (event, error) {
@@ -244,12 +260,31 @@ func decodeProtobufEvent(b []byte) (event, error) {
 			}
 			v, err := field(v, mapValue)
 			e.InitialEnd = err == nil && string(v) == "true"
+		case metaOwners:
+			if kind, controls := decodeOwner(v); controls {
+				e.Controller = kind
+			}
 		}
 	})
 	if err != nil {
 		return event{}, err
 	}
 	return e, nil
+}
+
+// decodeOwner says of an owner reference which kind the owner is, and whether it
+// controls the object. One that cannot be read does not.
+func decodeOwner(b []byte) (kind string, controls bool) {
+	err := eachField(b, func(f fieldValue) {
+		switch {
+		case f.number == ownerKind && f.typ == protowire.BytesType:
+			kind = string(f.value)
+		case f.number == ownerController && f.typ == protowire.VarintType:
+			v, _ := protowire.ConsumeVarint(f.value)
+			controls = v != 0
+		}
+	})
+	return kind, controls && err == nil
 }
 
 // field returns the last length-delimited field with number want, nil if there
@@ -265,21 +300,38 @@ func field(b []byte, want protowire.Number) (found []byte, err error) {
 
 // fields calls f with each length-delimited field of a message.
 func fields(b []byte, f func(n protowire.Number, v []byte)) error {
+	return eachField(b, func(v fieldValue) {
+		if v.typ == protowire.BytesType {
+			f(v.number, v.value)
+		}
+	})
+}
+
+// fieldValue is one field of a message.
+type fieldValue struct {
+	number protowire.Number
+	typ    protowire.Type
+	value  []byte // as encoded; of a length-delimited field without the length
+	whole  []byte // with its tag
+}
+
+// eachField calls f with each field of a message.
+func eachField(b []byte, f func(fieldValue)) error {
 	for len(b) > 0 {
-		n, typ, size := protowire.ConsumeTag(b)
+		n, typ, tag := protowire.ConsumeTag(b)
+		if tag < 0 {
+			return fmt.Errorf("decoding a watch event: %w", protowire.ParseError(tag))
+		}
+		size := protowire.ConsumeFieldValue(n, typ, b[tag:])
 		if size < 0 {
 			return fmt.Errorf("decoding a watch event: %w", protowire.ParseError(size))
 		}
-		b = b[size:]
+		v := b[tag : tag+size]
 		if typ == protowire.BytesType {
-			v, _ := protowire.ConsumeBytes(b)
-			f(n, v)
+			v, _ = protowire.ConsumeBytes(v)
 		}
-		size = protowire.ConsumeFieldValue(n, typ, b)
-		if size < 0 {
-			return fmt.Errorf("decoding a watch event: %w", protowire.ParseError(size))
-		}
-		b = b[size:]
+		f(fieldValue{number: n, typ: typ, value: v, whole: b[:tag+size]})
+		b = b[tag+size:]
 	}
 	return nil
 }

@@ -1,0 +1,211 @@
+package plane
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8sruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/snapshot"
+)
+
+// frame is a watch event in protobuf, as the API server sends it.
+func frame(typ string, object interface{ Marshal() ([]byte, error) }) []byte {
+	_, kind, _ := strings.Cut(fmt.Sprintf("%T", object), ".")
+	raw, err := object.Marshal()
+	if err != nil {
+		panic(err)
+	}
+	unknown := k8sruntime.Unknown{TypeMeta: k8sruntime.TypeMeta{APIVersion: "v1", Kind: kind}, Raw: raw}
+	if raw, err = unknown.Marshal(); err != nil {
+		panic(err)
+	}
+	ev := metav1.WatchEvent{Type: typ, Object: k8sruntime.RawExtension{Raw: append([]byte("k8s\x00"), raw...)}}
+	if raw, err = ev.Marshal(); err != nil {
+		panic(err)
+	}
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(raw))), raw...)
+}
+
+// sleeper is a sleeping guest with watches that are open.
+type sleeper struct {
+	*bare
+	next uint32
+}
+
+func newSleeper(t *testing.T, d controllers.Declaration) *sleeper {
+	t.Helper()
+	b := newBare(t, d, nil)
+	b.state = Asleep
+	return &sleeper{bare: b}
+}
+
+// watch opens a watch of which everything was seen.
+func (s *sleeper) watch(url string) *exchange {
+	s.t.Helper()
+	s.next++
+	x, err := s.newExchange(&abi.Request{Stream: s.next, Method: "GET", URL: url + "?watch=1&sendInitialEvents=true"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	x.begin()
+	x.settled, x.cancel = true, func() {}
+	s.exchanges[x.id] = x
+	return x
+}
+
+// wakes gives an event to the guest and reports whether it wakes it. If so, the guest
+// takes note and sleeps again.
+func (s *sleeper) wakes(x *exchange, raw []byte) bool {
+	s.t.Helper()
+	ev, err := decode(raw)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.pushed.Load()
+	x.take(ev, raw)
+	if s.pushed.Load() == before {
+		if len(x.waiting) == 0 {
+			s.t.Error("an event is lost")
+		}
+		return false
+	}
+	if len(x.waiting) > 0 {
+		s.t.Error("something still waits")
+	}
+	s.mailbox.Reset()
+	return true
+}
+
+func decode(raw []byte) (event, error) {
+	if raw[0] == '{' {
+		return decodeJSONEvent(raw)
+	}
+	return decodeProtobufEvent(raw[frameLength:])
+}
+
+// restarted is the guest after the process has: its watches are as its snapshot has
+// them.
+func (s *sleeper) restarted(d controllers.Declaration, change func(*snapshot.Stream)) (*sleeper, []*exchange) {
+	s.t.Helper()
+	var head snapshot.Head
+	s.mu.Lock()
+	s.fillStreams(&head)
+	s.mu.Unlock()
+	next := newSleeper(s.t.(*testing.T), d)
+	var all []*exchange
+	for _, stream := range head.Streams {
+		if change != nil {
+			change(&stream)
+		}
+		x, err := next.resumeExchange(stream)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		x.cancel = func() {}
+		next.exchanges[x.id] = x
+		all = append(all, x)
+	}
+	return next, all
+}
+
+func meta(name string, revision int, owners ...metav1.OwnerReference) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID("uid-" + name), ResourceVersion: fmt.Sprint(revision), OwnerReferences: owners}
+}
+
+func owner(kind string) metav1.OwnerReference {
+	return metav1.OwnerReference{APIVersion: "v1", Kind: kind, Name: "x", UID: "uid-x", Controller: new(true)}
+}
+
+// TestOwned: whose object it is decides, whatever happens to it.
+func TestOwned(t *testing.T) {
+	related := owner("ReplicaSet")
+	related.Controller = new(false)
+	now := metav1.Now()
+	for name, c := range map[string]struct {
+		owners []metav1.OwnerReference
+		wakes  bool
+	}{
+		"nobody":             {nil, true},
+		"its own":            {[]metav1.OwnerReference{owner("Job")}, true},
+		"its own, among":     {[]metav1.OwnerReference{related, owner("CronJob")}, true},
+		"another":            {[]metav1.OwnerReference{owner("ReplicaSet")}, false},
+		"another's relation": {[]metav1.OwnerReference{related}, true},
+		"its own related":    {[]metav1.OwnerReference{{Kind: "Job", Controller: new(false)}, owner("ReplicaSet")}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSleeper(t, controllers.Declaration{Owned: map[string][]string{"pods": {"Job", "CronJob"}}})
+			pods, other := s.watch("/api/v1/pods"), s.watch("/apis/apps/v1/replicasets")
+			p := &corev1.Pod{ObjectMeta: meta("a", 5, c.owners...)}
+			terminating := p.DeepCopy()
+			terminating.DeletionTimestamp = &now
+			for _, raw := range [][]byte{
+				frame("ADDED", p), frame("MODIFIED", p), frame("MODIFIED", terminating), frame("DELETED", p),
+				frame("MODIFIED", &metav1.PartialObjectMetadata{ObjectMeta: p.ObjectMeta}),
+			} {
+				if got := s.wakes(pods, raw); got != c.wakes {
+					t.Errorf("wakes %v: %q", got, raw)
+				}
+			}
+			if !s.wakes(other, frame("ADDED", &appsv1.ReplicaSet{ObjectMeta: p.ObjectMeta})) {
+				t.Error("the rule is for another resource")
+			}
+		})
+	}
+}
+
+// TestReleasedObject: the guest hears that its object is released, and nothing more
+// when another has taken it.
+func TestReleasedObject(t *testing.T) {
+	s := newSleeper(t, controllers.Declaration{Owned: map[string][]string{"pods": {"ReplicaSet"}}})
+	x := s.watch("/api/v1/pods")
+	for k, step := range []struct {
+		owners []metav1.OwnerReference
+		wakes  bool
+	}{
+		{[]metav1.OwnerReference{owner("ReplicaSet")}, true},
+		{nil, true},
+		{[]metav1.OwnerReference{owner("Job")}, false},
+		{nil, true},
+		{[]metav1.OwnerReference{owner("ReplicaSet")}, true},
+	} {
+		if got := s.wakes(x, frame("MODIFIED", &corev1.Pod{ObjectMeta: meta("a", 10+k, step.owners...)})); got != step.wakes {
+			t.Errorf("step %d wakes: %v", k, got)
+		}
+	}
+	if x.delivered != "14" {
+		t.Errorf("delivered up to %s", x.delivered)
+	}
+}
+
+// TestOwnedInJSON: metadata is the same in both encodings.
+func TestOwnedInJSON(t *testing.T) {
+	s := newSleeper(t, controllers.Declaration{Owned: map[string][]string{"things.example.com": {"Gadget"}}})
+	x := s.watch("/apis/example.com/v1/things")
+	line := func(owners string) []byte {
+		return []byte(`{"type":"MODIFIED","object":{"metadata":{"name":"a","uid":"u","resourceVersion":"5","ownerReferences":` + owners + `}}}` + "\n")
+	}
+	for owners, want := range map[string]bool{
+		`null`: true, `[]`: true,
+		`[{"kind":"Gadget","controller":true}]`:                       true,
+		`[{"kind":"Other","controller":true}]`:                        false,
+		`[{"kind":"Other"}]`:                                          true,
+		`[{"kind":"Gadget"},{"kind":"Other","controller":true}]`:      false,
+		`[{"kind":"Gadget","controller":true},{"kind":"Other"}]`:      true,
+		`[{"kind":"Other","controller":null,"blockOwnerDeletion":1}]`: true,
+	} {
+		if got := s.wakes(x, line(owners)); got != want {
+			t.Errorf("%s wakes: %v", owners, got)
+		}
+	}
+}
