@@ -612,7 +612,7 @@ func (g *guest) needNotWake(x *exchange, ev event) bool {
 		wait = g.Wait["*"]
 	}
 	kind := ev.kind()
-	return kind != 0 && (wait&kind != 0 || g.ownedByOthers(x, ev))
+	return kind != 0 && (wait&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x))
 }
 
 // flushWaiting delivers what waited; guest.mu is held.

@@ -19,3 +19,30 @@ func (g *guest) ownedByOthers(x *exchange, ev event) bool {
 	kinds, ruled := g.Owned[x.resource]
 	return ruled && ev.Controller != "" && !slices.Contains(kinds, ev.Controller)
 }
+
+// lacksOthers reports whether objects of a watch are none of the guest's business
+// because it knows no object of the resources that make them so; guest.mu is held.
+// The first of these wakes it by itself, and what has waited comes before.
+func (g *guest) lacksOthers(x *exchange) bool {
+	others := g.Without[x.resource]
+	return len(others) > 0 && g.knowsNone(others)
+}
+
+// knowsNone reports whether the guest surely knows no object of any of these
+// resources: it watches each, and was told of none that is still there. guest.mu is
+// held.
+func (g *guest) knowsNone(resources []string) bool {
+	return !slices.ContainsFunc(resources, func(resource string) bool {
+		watched := false
+		for _, x := range g.exchanges {
+			if !x.watch || x.resource != resource {
+				continue
+			}
+			if !x.settled || !x.members.none() {
+				return true
+			}
+			watched = true
+		}
+		return !watched
+	})
+}

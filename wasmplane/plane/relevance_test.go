@@ -209,3 +209,103 @@ func TestOwnedInJSON(t *testing.T) {
 		}
 	}
 }
+
+// TestWithout: pods matter while there is a budget for them.
+func TestWithout(t *testing.T) {
+	d := controllers.Declaration{Without: map[string][]string{"pods": {"poddisruptionbudgets.policy", "services"}}}
+	s := newSleeper(t, d)
+	revision := 10
+	event := func(typ, name string) []byte {
+		revision++
+		return frame(typ, &corev1.Pod{ObjectMeta: meta(name, revision)})
+	}
+	const budgetsPath = "/apis/policy/v1/poddisruptionbudgets"
+	pods, budgets := s.watch("/api/v1/pods"), s.watch(budgetsPath)
+	expect := func(what string, want bool) {
+		t.Helper()
+		if got := s.wakes(pods, event("MODIFIED", "pod")); got != want {
+			t.Errorf("%s: a pod wakes: %v", what, got)
+		}
+	}
+	expect("services are not watched", true)
+	services := s.watch("/api/v1/services")
+	services.settled = false
+	expect("services are being listed", true)
+	services.settled = true
+	expect("there are none", false)
+	if !s.wakes(budgets, event("ADDED", "a")) { // with what waited
+		t.Error("the first does not wake")
+	}
+	if pods.delivered != fmt.Sprint(revision-1) {
+		t.Errorf("pods are delivered up to %s of %d", pods.delivered, revision-1)
+	}
+	expect("one", true)
+	s.wakes(budgets, event("ADDED", "b"))
+	s.wakes(budgets, event("DELETED", "a"))
+	expect("one of two", true)
+	s.wakes(services, event("ADDED", "c"))
+	s.wakes(budgets, event("DELETED", "b"))
+	expect("one of the other resource", true)
+	s.wakes(services, event("DELETED", "c"))
+	expect("none any more", false)
+
+	more := s.watch(budgetsPath)
+	more.members.known = false // it began with a list of the guest's own
+	expect("a second watch of which nothing is known", true)
+	s.Cancel(more.id)
+	expect("that has ended", false)
+	s.Cancel(budgets.id)
+	expect("no watch", true)
+}
+
+// TestCountOverRestart: what a guest knows is known over sleep and restarts, unless
+// the snapshot does not say it.
+func TestCountOverRestart(t *testing.T) {
+	d := controllers.Declaration{Without: map[string][]string{"pods": {"services"}}}
+	s := newSleeper(t, d)
+	s.watch("/api/v1/pods")
+	services := s.watch("/api/v1/services")
+	pod, service := frame("ADDED", &corev1.Pod{ObjectMeta: meta("a", 5)}), &corev1.Service{ObjectMeta: meta("b", 5)}
+	next, xs := s.restarted(d, nil)
+	if next.wakes(xs[0], pod) {
+		t.Error("none: a pod wakes")
+	}
+	next, xs = s.restarted(d, func(s *snapshot.Stream) { s.Count = nil })
+	if !next.wakes(xs[0], pod) {
+		t.Error("not counted: a pod wakes nobody")
+	}
+	if _, xs := next.restarted(d, nil); !xs[1].members.uncounted {
+		t.Error("what was not known is known after another restart")
+	}
+	s.wakes(services, frame("ADDED", service))
+	next, xs = s.restarted(d, nil)
+	if !next.wakes(xs[0], pod) {
+		t.Error("one: a pod wakes nobody")
+	}
+	if !next.wakes(xs[1], frame("DELETED", service)) || next.wakes(xs[0], pod) {
+		t.Error("none any more: a pod wakes")
+	}
+}
+
+// TestWaitingObjectIsNotKnown: an object that the guest will only hear of does not
+// count; if it goes before that, it never did.
+func TestWaitingObjectIsNotKnown(t *testing.T) {
+	s := newSleeper(t, controllers.Declaration{
+		Without: map[string][]string{"pods": {"services"}},
+		Wait:    map[string]controllers.Events{"services": controllers.Any},
+	})
+	pods, services := s.watch("/api/v1/pods"), s.watch("/api/v1/services")
+	pod, service := frame("ADDED", &corev1.Pod{ObjectMeta: meta("a", 5)}), &corev1.Service{ObjectMeta: meta("b", 5)}
+	if s.wakes(services, frame("ADDED", service)) || s.wakes(pods, pod) {
+		t.Error("it is woken")
+	}
+	if s.wakes(services, frame("DELETED", service)) || s.wakes(pods, pod) {
+		t.Error("it is woken")
+	}
+	s.mu.Lock()
+	s.flushWaiting()
+	s.mu.Unlock()
+	if m := services.members; !m.none() || m.sum != 0 {
+		t.Errorf("%+v", m)
+	}
+}

@@ -130,17 +130,24 @@ func (g *guest) resumeExchange(s snapshot.Stream) (*exchange, error) {
 		return nil, err
 	}
 	x.settled, x.seen, x.delivered = true, s.Revision, s.Revision
-	x.members = members{known: s.MembersKnown, sum: s.Members}
+	x.members = members{known: s.MembersKnown, sum: s.Members, uncounted: s.Count == nil}
+	if s.Count != nil {
+		x.members.count = *s.Count
+	}
 	return x, nil
 }
 
 // snapshotStream is what is kept of a watch while its guest sleeps; guest.mu is
 // held.
 func (x *exchange) snapshotStream() snapshot.Stream {
-	return snapshot.Stream{
+	s := snapshot.Stream{
 		ID: x.id, URL: x.url.RequestURI(), Header: x.header,
 		Revision: x.delivered, MembersKnown: x.members.known, Members: x.members.sum,
 	}
+	if m := x.members; m.known && !m.uncounted {
+		s.Count = &m.count
+	}
+	return s
 }
 
 // run does the exchange and delivers the response, when it is the guest's turn.

@@ -100,6 +100,8 @@ type Stream struct {
 	// MembersKnown.
 	MembersKnown bool   `json:"membersKnown,omitempty"`
 	Members      uint64 `json:"members,omitempty"`
+	// Count is how many objects these are; nil: it is not known.
+	Count *int `json:"count,omitempty"`
 }
 
 // Head is a snapshot without its pages.
