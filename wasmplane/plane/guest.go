@@ -31,8 +31,8 @@ const (
 	worthSleeping = 10 * time.Second
 
 	// slackAfter is how long nothing may have stirred a guest before its
-	// declaration's slack holds. Until then its next timer may be one that cannot
-	// wait: another attempt at what has failed.
+	// declaration's slack, or its TimersFor, holds. Until then its next timer may be
+	// one that cannot wait: another attempt at what has failed.
 	slackAfter = 10 * time.Second
 
 	// lingerForResponse is how long an idle guest with a request under way waits
@@ -272,6 +272,9 @@ func (g *guest) timerDue() time.Duration {
 	if g.nextTimer < 0 {
 		return never
 	}
+	if g.inst == nil && g.quiet && g.timersRest() {
+		return never
+	}
 	due := g.nextTimer - g.plane.clock.now()
 	if g.inst == nil && g.TimerSlack > 0 && g.quiet {
 		due += min(g.TimerSlack, g.heartbeatSlack(time.Now(), due))
@@ -314,6 +317,7 @@ func (g *guest) noteHeartbeat(x *exchange, ev event) {
 func (g *guest) sleepIn(now time.Time) time.Duration {
 	g.mu.Lock()
 	underWay, next, slack, stirred, warm := g.underWay, g.nextTimer, g.TimerSlack, g.stirred, g.warm
+	rest := next >= 0 && g.timersRest()
 	if slack > 0 {
 		slack = min(slack, g.heartbeatSlack(now, 0))
 	}
@@ -322,13 +326,13 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 		return never // its response will come, and with it a run
 	}
 	at := stirred.Add(warm)
-	if quiet := stirred.Add(slackAfter); g.TimerSlack > 0 && quiet.After(at) {
+	if quiet := stirred.Add(slackAfter); (g.TimerSlack > 0 || rest) && quiet.After(at) {
 		at = quiet
 	}
 	if g.saveAfter.After(at) {
 		at = g.saveAfter
 	}
-	if next >= 0 && next+slack-g.plane.clock.now()-at.Sub(now) < worthSleeping {
+	if next >= 0 && !rest && next+slack-g.plane.clock.now()-at.Sub(now) < worthSleeping {
 		return never // a timer runs first, and the question comes again
 	}
 	return at.Sub(now)

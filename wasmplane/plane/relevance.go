@@ -28,6 +28,11 @@ func (g *guest) lacksOthers(x *exchange) bool {
 	return len(others) > 0 && g.knowsNone(others)
 }
 
+// timersRest reports whether the timers of the guest have nothing to do, as it knows
+// no object of those that they are for; guest.mu is held. An object that appears
+// wakes the guest, which then finds its timers overdue.
+func (g *guest) timersRest() bool { return len(g.TimersFor) > 0 && g.knowsNone(g.TimersFor) }
+
 // knowsNone reports whether the guest surely knows no object of any of these
 // resources: it watches each, and was told of none that is still there. guest.mu is
 // held.

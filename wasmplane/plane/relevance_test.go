@@ -2,9 +2,12 @@ package plane
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -308,4 +311,73 @@ func TestWaitingObjectIsNotKnown(t *testing.T) {
 	if m := services.members; !m.none() || m.sum != 0 {
 		t.Errorf("%+v", m)
 	}
+}
+
+// TestTimersFor: a guest polls while there is something to look at, and not before
+// or after.
+func TestTimersFor(t *testing.T) {
+	a := newAPI()
+	dir := t.TempDir()
+	d := controllers.Declaration{Name: "poller", TimersFor: []string{"objects"}}
+	often := func(_ *Config, h *Host) { h.Options = json.RawMessage(`"50ms"`) }
+	p := start(t, dir, a, d, often)
+	tick := func() int {
+		n, _ := strconv.Atoi(a.got()["tick"])
+		return n
+	}
+	sleep := func() Detail { // as if nothing had stirred it for long
+		t.Helper()
+		for ; ; time.Sleep(time.Millisecond) { // a response may have, just now
+			g := p.guest()
+			g.mu.Lock()
+			g.stirred = time.Now().Add(-slackAfter)
+			g.mu.Unlock()
+			p.evict(t)
+			if head, err := p.store.Head(d.Name); err != nil {
+				t.Fatal(err)
+			} else if d := g.detail(); head.Quiet && d.State == Asleep {
+				return d
+			}
+		}
+	}
+	ticks := func(after int) {
+		t.Helper()
+		a.await(t, fmt.Sprint("tick after ", after), func(m map[string]string) bool {
+			n, _ := strconv.Atoi(m["tick"])
+			return n > after
+		})
+	}
+	ticks(0)
+	rests := func() {
+		t.Helper()
+		before, n := sleep(), tick()
+		if before.NextTimer == nil {
+			t.Fatal("it has no timer")
+		}
+		// The plane hears of something when the timer is overdue.
+		time.Sleep(time.Until(before.NextTimer.Add(100 * time.Millisecond)))
+		a.put(bookmark, "", "")
+		for p.guest().detail().Streams[0].Revision != fmt.Sprint(a.version()) {
+			time.Sleep(time.Millisecond)
+		}
+		if d := p.guest().detail(); d.Wakes != before.Wakes || tick() != n {
+			t.Errorf("woken by %s, tick %d after %d", d.LastWakeReason, tick(), n)
+		}
+	}
+	rests()
+	p.stop()
+	a.awaitOpen(t, 0)
+	p = start(t, dir, a, d, often)
+	a.awaitOpen(t, 1)
+	if d := p.guest().detail(); d.State != Asleep || d.Wakes != 0 {
+		t.Errorf("%s after a restart, woken by %q", d.State, d.LastWakeReason)
+	}
+	n := tick()
+	a.put("ADDED", "x", "1")
+	ticks(n)
+	sleep()
+	ticks(tick()) // there is something to look at
+	a.put("DELETED", "x", "")
+	a.await(t, "empty mirror", func(m map[string]string) bool { return m["all"] == "map[]" })
+	rests()
 }
