@@ -101,6 +101,9 @@ func (x *exchange) begin() {
 	x.guest.mu.Lock()
 	defer x.guest.mu.Unlock()
 	x.members.known = x.url.Query().Get("sendInitialEvents") == "true"
+	if x.members.known {
+		x.resumeFields([]uint64{})
+	}
 }
 
 // resumable says that a watch can go on from a version.
@@ -269,7 +272,7 @@ func (x *exchange) take(ev event, raw []byte) {
 		x.seen = ev.Revision
 	}
 	g.noteHeartbeat(x, ev)
-	if x.settled && g.needNotWake(x, ev) {
+	if x.settled && g.needNotWake(x, ev, raw) {
 		if g.mayWait(ev) {
 			x.wait(ev, raw)
 			return
@@ -282,7 +285,7 @@ func (x *exchange) take(ev event, raw []byte) {
 		reason += " " + strings.TrimPrefix(ev.Namespace+"/"+ev.Name, "/")
 	}
 	x.push(abi.FrameBody, raw, reason)
-	x.members.note(ev, ev.joins())
+	x.told(ev, raw, ev.joins())
 	x.delivered = x.seen
 }
 

@@ -88,7 +88,7 @@ type guest struct {
 	log       *logrus.Entry
 	transport http.RoundTripper
 	start     []byte // payload of the Start frame, without the seed
-	startSum  string // its digest
+	startSum  string // see digest
 	mailbox   *runtime.Mailbox
 	notify    chan struct{} // something is in the mailbox
 	commands  chan command
@@ -169,11 +169,21 @@ func (g *guest) prepare(host Host) error {
 	if err != nil {
 		return fmt.Errorf("encoding the options of %s: %w", g.Name, err)
 	}
-	sum := sha256.Sum256(start)
-	g.start, g.startSum = start, hex.EncodeToString(sum[:8])
+	g.start, g.startSum = start, g.digest(start)
 	g.transport = host.Transport(g.Identity)
 	g.base, g.cancel = context.WithCancel(context.Background())
 	return nil
+}
+
+// digest identifies what a snapshot relies on: the payload of the Start frame, and
+// what of the declaration went into the heads of its watches.
+func (g *guest) digest(start []byte) string {
+	h := sha256.New()
+	h.Write(start)
+	if len(g.Having) > 0 {
+		_ = json.NewEncoder(h).Encode(g.Having) // plain data, in a fixed order
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // loop owns the guest's memory until ctx is done.
@@ -374,7 +384,7 @@ func (g *guest) resume(ctx context.Context) bool {
 	case g.plane.marks.InDoubt(g.Name):
 		err = errors.New("after a crash or a power cut it may be older than what the controller did")
 	case head.Start != g.startSum:
-		err = errors.New("its options are others now")
+		err = errors.New("its options or its declaration are others now")
 	case head.Generation != g.plane.host.Datastore.Previous:
 		err = errors.New("it was not saved in the run before this one")
 	case head.Revision > g.plane.host.Datastore.Revision:
@@ -610,13 +620,13 @@ func (g *guest) mayWait(ev event) bool {
 }
 
 // needNotWake reports what the declaration says of an event; guest.mu is held.
-func (g *guest) needNotWake(x *exchange, ev event) bool {
+func (g *guest) needNotWake(x *exchange, ev event, raw []byte) bool {
 	wait, named := g.Wait[x.resource]
 	if !named {
 		wait = g.Wait["*"]
 	}
 	kind := ev.kind()
-	return kind != 0 && (wait&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x))
+	return kind != 0 && (wait&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw))
 }
 
 // flushWaiting delivers what waited; guest.mu is held.

@@ -1,15 +1,19 @@
 package plane
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
@@ -380,4 +384,269 @@ func TestTimersFor(t *testing.T) {
 	a.put("DELETED", "x", "")
 	a.await(t, "empty mirror", func(m map[string]string) bool { return m["all"] == "map[]" })
 	rests()
+}
+
+// Fields of core/v1.
+var (
+	balanced  = controllers.Field{Name: "spec.type", Path: []int{2, 4}, Value: "LoadBalancer"}
+	ephemeral = controllers.Field{Name: "spec.volumes.ephemeral", Path: []int{2, 1, 2, 29}}
+	finalizer = controllers.Field{Name: "metadata.finalizers", Path: []int{1, 14}, Value: "example.com/x"}
+	ttl       = controllers.Field{Name: "spec.ttlSecondsAfterFinished", Path: []int{2, 8}}
+)
+
+func having(resource string, fields ...controllers.Field) controllers.Declaration {
+	return controllers.Declaration{Having: map[string][]controllers.Field{resource: fields}}
+}
+
+func service(typ corev1.ServiceType) *corev1.Service {
+	return &corev1.Service{ObjectMeta: meta("a", 5), Spec: corev1.ServiceSpec{Type: typ, Ports: []corev1.ServicePort{{Name: "LoadBalancer"}}}}
+}
+
+func TestHaving(t *testing.T) {
+	volumes := func(sources ...corev1.VolumeSource) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: meta("a", 5)}
+		for _, s := range sources {
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "v", VolumeSource: s})
+		}
+		return p
+	}
+	some := corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{}}}
+	empty := corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}
+	dir := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}
+	job := func(ttl *int32) *batchv1.Job {
+		return &batchv1.Job{ObjectMeta: meta("a", 5), Spec: batchv1.JobSpec{TTLSecondsAfterFinished: ttl}}
+	}
+	finalized := func(finalizers ...string) *corev1.Service {
+		s := service(corev1.ServiceTypeClusterIP)
+		s.Finalizers = finalizers
+		return s
+	}
+	broken := frame("MODIFIED", service(corev1.ServiceTypeClusterIP))
+	broken[len(broken)-1] |= 0x80 // no field ends so
+	for name, c := range map[string]struct {
+		fields []controllers.Field
+		raw    []byte
+		wakes  bool
+	}{
+		"value":                   {[]controllers.Field{balanced}, frame("ADDED", service("LoadBalancer")), true},
+		"another value":           {[]controllers.Field{balanced}, frame("ADDED", service("ClusterIP")), false},
+		"longer value":            {[]controllers.Field{balanced}, frame("ADDED", service("LoadBalancers")), false},
+		"deletion with it":        {[]controllers.Field{balanced}, frame("DELETED", service("LoadBalancer")), true},
+		"deletion without":        {[]controllers.Field{balanced}, frame("DELETED", service("ClusterIP")), false},
+		"one of two":              {[]controllers.Field{finalizer, balanced}, frame("ADDED", service("LoadBalancer")), true},
+		"element":                 {[]controllers.Field{ephemeral}, frame("ADDED", volumes(dir, some, dir)), true},
+		"empty element":           {[]controllers.Field{ephemeral}, frame("ADDED", volumes(dir, empty)), true},
+		"no element":              {[]controllers.Field{ephemeral}, frame("ADDED", volumes(dir, dir)), false},
+		"no list":                 {[]controllers.Field{ephemeral}, frame("ADDED", volumes()), false},
+		"element's value":         {[]controllers.Field{finalizer}, frame("ADDED", finalized("b", "example.com/x")), true},
+		"elements of other value": {[]controllers.Field{finalizer}, frame("ADDED", finalized("b", "c")), false},
+		"number":                  {[]controllers.Field{ttl}, frame("ADDED", job(new(int32(0)))), true},
+		"no number":               {[]controllers.Field{ttl}, frame("ADDED", job(nil)), false},
+		"a number is no string":   {[]controllers.Field{{Path: ttl.Path, Value: "\x00"}}, frame("ADDED", job(new(int32(0)))), false},
+		"metadata, cannot tell":   {[]controllers.Field{balanced}, frame("ADDED", &metav1.PartialObjectMetadata{ObjectMeta: meta("a", 5)}), true},
+		"metadata, can tell":      {[]controllers.Field{finalizer}, frame("ADDED", &metav1.PartialObjectMetadata{ObjectMeta: meta("a", 5)}), false},
+		"metadata, has it":        {[]controllers.Field{finalizer}, frame("ADDED", &metav1.PartialObjectMetadata{ObjectMeta: finalized("example.com/x").ObjectMeta}), true},
+		"JSON":                    {[]controllers.Field{balanced}, []byte(object("ADDED", "a", "5", nil)), true},
+		"no path":                 {[]controllers.Field{{}}, frame("ADDED", service("ClusterIP")), true},
+		"no fields":               {nil, frame("ADDED", service("ClusterIP")), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSleeper(t, having("things", c.fields...))
+			if got := s.wakes(s.watch("/api/v1/things"), c.raw); got != c.wakes {
+				t.Errorf("wakes: %v", got)
+			}
+			if !s.wakes(s.watch("/api/v1/others"), c.raw) {
+				t.Error("the rule is for another resource")
+			}
+		})
+	}
+	s := newSleeper(t, having("things", balanced))
+	x := s.watch("/api/v1/things")
+	if s.mu.Lock(); x.lacksFields(event{Type: "MODIFIED", UID: "u"}, broken) {
+		t.Error("what cannot be read wakes nobody")
+	}
+	s.mu.Unlock()
+}
+
+// TestFieldThatGoes: what the guest was told decides, not what the API server has
+// sent, and not what the guest was told before.
+func TestFieldThatGoes(t *testing.T) {
+	d := having("services", balanced)
+	d.Wait = map[string]controllers.Events{"services": controllers.Terminating} // no matter with which fields
+	s := newSleeper(t, d)
+	x := s.watch("/api/v1/services")
+	now := metav1.Now()
+	terminating := func(typ corev1.ServiceType) []byte {
+		o := service(typ)
+		o.DeletionTimestamp = &now
+		return frame("MODIFIED", o)
+	}
+	with, without := frame("MODIFIED", service("LoadBalancer")), frame("MODIFIED", service("ClusterIP"))
+	gone := frame("DELETED", service("ClusterIP"))
+	for k, step := range []struct {
+		raw   []byte
+		wakes bool
+	}{
+		{with, true},
+		{without, true}, // it goes
+		{without, false},
+		{terminating("LoadBalancer"), false},
+		{without, false}, // the guest has never heard of it
+		{with, true},
+		{terminating("ClusterIP"), false},
+		{without, true}, // it has not heard yet that it goes
+		{without, false},
+		{with, true},
+		{gone, true},
+		{gone, false},
+	} {
+		if got := s.wakes(x, step.raw); got != step.wakes {
+			t.Errorf("step %d wakes: %v", k, got)
+		}
+	}
+	if len(x.having) != 0 {
+		t.Errorf("%v are kept", x.having)
+	}
+}
+
+// TestFieldsOverRestart: a field that goes is noticed after a restart as before, and
+// if nothing is known of what the guest was told, everything wakes it.
+func TestFieldsOverRestart(t *testing.T) {
+	d := having("services", balanced)
+	with, without := frame("MODIFIED", service("LoadBalancer")), frame("MODIFIED", service("ClusterIP"))
+	for name, c := range map[string]struct {
+		told  []byte
+		saved func(*snapshot.Stream)
+		wakes bool
+	}{
+		"none":                      {without, nil, false},
+		"one":                       {with, nil, true},
+		"not known":                 {without, func(s *snapshot.Stream) { s.Having = nil }, true},
+		"twice":                     {with, func(*snapshot.Stream) {}, true},
+		"not known, from a version": {without, func(s *snapshot.Stream) { s.MembersKnown, s.Members, s.Count = false, 0, nil }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSleeper(t, d)
+			x := s.watch("/api/v1/services")
+			s.wakes(x, c.told)
+			s.mu.Lock()
+			s.flushWaiting()
+			s.mu.Unlock()
+			next, xs := s.restarted(d, c.saved)
+			if name == "twice" {
+				next, xs = next.restarted(d, nil)
+			}
+			if got := next.wakes(xs[0], without); got != c.wakes {
+				t.Errorf("wakes: %v", got)
+			}
+		})
+	}
+
+	s := newSleeper(t, d)
+	x := s.watch("/api/v1/services")
+	x.url.RawQuery = "watch=1&resourceVersion=4"
+	x.having = nil
+	if x.begin(); !s.wakes(x, without) || !s.wakes(x, without) {
+		t.Error("what was there before the watch is not known, and an event wakes nobody")
+	}
+}
+
+// TestDeclarationOfSnapshots: heads that were written with other fields in mind are
+// not used, and those of guests without such rules are as they were.
+func TestDeclarationOfSnapshots(t *testing.T) {
+	sums := map[string]bool{}
+	for _, d := range []controllers.Declaration{
+		{}, having("services", balanced), having("services", finalizer), having("pods", balanced), having("services", balanced, finalizer),
+	} {
+		sums[newBare(t, d, nil).startSum] = true
+	}
+	if len(sums) != 5 {
+		t.Errorf("%d digests", len(sums))
+	}
+	b := newBare(t, controllers.Declaration{Owned: map[string][]string{"pods": nil}, Without: map[string][]string{"a": {"b"}}}, nil)
+	if !sums[b.startSum] {
+		t.Error("a digest depends on what is not kept")
+	}
+}
+
+// FuzzHasField compares with a plain search of all values at a path.
+func FuzzHasField(f *testing.F) {
+	for _, typ := range []corev1.ServiceType{"LoadBalancer", "ClusterIP", ""} {
+		b, _ := service(typ).Marshal()
+		f.Add(b, uint8(2), uint8(4), "LoadBalancer")
+		f.Add(b, uint8(1), uint8(1), "")
+	}
+	f.Add([]byte{0x0b, 0x08, 0x01, 0x0c, 0x0a, 0x00}, uint8(1), uint8(1), "")
+	f.Fuzz(func(t *testing.T, b []byte, first, second uint8, value string) {
+		var all []string
+		var err error
+		search := func(b []byte, number int, found func(protowire.Type, []byte)) {
+			for len(b) > 0 {
+				n, typ, size := protowire.ConsumeField(b)
+				if size < 0 {
+					err = protowire.ParseError(size)
+					return
+				}
+				if int(n) == number {
+					_, _, tag := protowire.ConsumeTag(b)
+					found(typ, b[tag:size])
+				}
+				b = b[size:]
+			}
+		}
+		search(b, int(first), func(typ protowire.Type, v []byte) {
+			if inner, n := protowire.ConsumeBytes(v); typ == protowire.BytesType && n >= 0 {
+				search(inner, int(second), func(typ protowire.Type, v []byte) {
+					s := "a number"
+					if text, n := protowire.ConsumeBytes(v); typ == protowire.BytesType && n >= 0 {
+						s = "text " + string(text)
+					}
+					all = append(all, s)
+				})
+			}
+		})
+		path := []int{int(first), int(second)}
+		has, gotErr := hasField(b, path, value)
+		if err == nil && gotErr != nil {
+			t.Fatal(gotErr)
+		}
+		want := len(all) > 0
+		if value != "" {
+			want = slices.Contains(all, "text "+value)
+		}
+		if err == nil && has != want {
+			t.Errorf("%v %q: %v in %q", path, value, has, all)
+		}
+		if err != nil && gotErr == nil && !has {
+			t.Errorf("%v %q: not there in what cannot be read (%v)", path, value, err)
+		}
+	})
+}
+
+// FuzzObjectOf: what is given out as an object lies within the event, and is what
+// its metadata was read from.
+func FuzzObjectOf(f *testing.F) {
+	f.Add(frame("ADDED", service("LoadBalancer")))
+	f.Add(frame("MODIFIED", &metav1.PartialObjectMetadata{ObjectMeta: meta("a", 5, owner("Job"))}))
+	f.Add([]byte(object("ADDED", "a", "5", nil)))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		kind, object, ok := objectOf(raw)
+		if !ok {
+			return
+		}
+		if !bytes.Contains(raw, object) || !bytes.Contains(raw, []byte(kind)) || raw[0] >= 9 {
+			t.Errorf("%q has %q of %q", raw, object, kind)
+		}
+		ev, err := decodeProtobufEvent(raw[frameLength:])
+		if err != nil || ev.Type == errorEvent {
+			return
+		}
+		meta, err := field(object, objectMetadata)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid, err := field(meta, metaUID); err != nil || string(uid) != ev.UID {
+			t.Errorf("UID %q, in the event %q: %v", uid, ev.UID, err)
+		}
+	})
 }

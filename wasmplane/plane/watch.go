@@ -197,7 +197,9 @@ const (
 	watchEventType   = 1 // meta/v1 WatchEvent
 	watchEventObject = 2
 	rawExtensionRaw  = 1 // runtime RawExtension
-	unknownRaw       = 2 // runtime Unknown
+	unknownTypeMeta  = 1 // runtime Unknown
+	unknownRaw       = 2
+	typeMetaKind     = 2 // runtime TypeMeta
 	objectMetadata   = 1 // every API object
 	metaName         = 1 // meta/v1 ObjectMeta
 	metaNamespace    = 3
@@ -227,16 +229,12 @@ func decodeProtobufEvent(b []byte) (event, error) {
 	if err != nil {
 		return event{}, err
 	}
-	var raw []byte
-	if raw, err = field(object, rawExtensionRaw); err != nil {
+	_, raw, ok, err := unwrap(object)
+	if err != nil {
 		return event{}, err
 	}
-	raw, ok := bytes.CutPrefix(raw, protobufMagic)
 	if !ok || e.Type == errorEvent {
 		return e, nil // a Status has no metadata worth reading
-	}
-	if raw, err = field(raw, unknownRaw); err != nil {
-		return event{}, err
 	}
 	if raw, err = field(raw, objectMetadata); err != nil {
 		return event{}, err
@@ -270,6 +268,45 @@ func decodeProtobufEvent(b []byte) (event, error) {
 		return event{}, err
 	}
 	return e, nil
+}
+
+// unwrap returns an object's kind and its encoding; ok says that it is in protobuf.
+func unwrap(extension []byte) (kind string, object []byte, ok bool, err error) {
+	raw, err := field(extension, rawExtensionRaw)
+	if err != nil {
+		return "", nil, false, err
+	}
+	if raw, ok = bytes.CutPrefix(raw, protobufMagic); !ok {
+		return "", nil, false, nil
+	}
+	var typeMeta []byte
+	err = fields(raw, func(n protowire.Number, v []byte) {
+		switch n {
+		case unknownTypeMeta:
+			typeMeta = v
+		case unknownRaw:
+			object = v
+		}
+	})
+	if err != nil {
+		return "", nil, false, err
+	}
+	k, err := field(typeMeta, typeMetaKind)
+	return string(k), object, err == nil, err
+}
+
+// objectOf is unwrap for an event as it came. A line of JSON is no frame: read as a
+// length, its first bytes are more than any frame has.
+func objectOf(raw []byte) (kind string, object []byte, ok bool) {
+	if len(raw) < frameLength || uint64(binary.BigEndian.Uint32(raw)) != uint64(len(raw)-frameLength) {
+		return "", nil, false
+	}
+	extension, err := field(raw[frameLength:], watchEventObject)
+	if err != nil {
+		return "", nil, false
+	}
+	kind, object, ok, err = unwrap(extension)
+	return kind, object, ok && err == nil
 }
 
 // decodeOwner says of an owner reference which kind the owner is, and whether it
