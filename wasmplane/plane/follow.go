@@ -43,6 +43,7 @@ var (
 type apiWatch struct {
 	*http.Response
 	*eventReader // if the API server agreed
+	prints       *prints
 	cancel       context.CancelFunc
 	detach       func() bool // from the exchange that asked for it
 }
@@ -70,6 +71,7 @@ func (x *exchange) openWatch(query url.Values) (*apiWatch, error) {
 			w.close()
 			return nil, err
 		}
+		w.prints = newPrints(x.resource, query)
 	}
 	return w, nil
 }
@@ -204,6 +206,9 @@ func (x *exchange) read(w *apiWatch) (expired []byte, err error) {
 			return nil, errFollows
 		}
 		ev, raw, err := w.next()
+		if err == nil {
+			w.prints.note(ev, raw) // for the feed that this watch may become
+		}
 		switch {
 		case err != nil:
 		case ev.Type == errorEvent:

@@ -626,7 +626,7 @@ func (g *guest) needNotWake(x *exchange, ev event, raw []byte) bool {
 		wait = g.Wait["*"]
 	}
 	kind := ev.kind()
-	return kind != 0 && (wait&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw))
+	return kind != 0 && (wait&kind != 0 || ev.Refresh || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw))
 }
 
 // flushWaiting delivers what waited; guest.mu is held.

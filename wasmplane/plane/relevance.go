@@ -2,7 +2,9 @@ package plane
 
 import (
 	"maps"
+	"net/url"
 	"slices"
+	"strconv"
 
 	"github.com/cespare/xxhash/v2"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -139,4 +141,136 @@ func (g *guest) knowsNone(resources []string) bool {
 		}
 		return !watched
 	})
+}
+
+// Some updates say nothing but that something lives: a Lease is renewed each ten
+// seconds for each node, and a node's status every five minutes. One such event
+// cannot be told from a change, but two successive ones of the same object can. A
+// feed sees them all.
+
+// except are the fields of a message that do not count; those with fields of their
+// own count but for these.
+type except map[protowire.Number]except
+
+// heartbeats are the resources whose objects have heartbeats, and what changes with
+// these.
+var heartbeats = map[string]except{
+	"nodes": {objectMetadata: unmanaged, nodeStatus: {
+		nodeConditions: {conditionHeartbeat: nil},
+	}},
+	"leases.coordination.k8s.io": {objectMetadata: unmanaged, leaseSpec: {
+		leaseRenewTime: nil,
+	}},
+}
+
+// unmanaged is metadata without what each update changes.
+var unmanaged = except{metaRevision: nil, metaManaged: nil}
+
+// Field numbers of core/v1 Node, NodeStatus and NodeCondition, and of
+// coordination/v1 Lease and LeaseSpec.
+const (
+	nodeStatus         = 3
+	nodeConditions     = 4
+	conditionHeartbeat = 3
+	leaseSpec          = 2
+	leaseRenewTime     = 4
+)
+
+// fingerprint hashes a message without some of its fields. What is hashed can be
+// read back in one way only: fields as encoded, and a message that lacks some as its
+// tag, its fields and a zero, which is no tag.
+func fingerprint(b []byte, without except) (uint64, error) {
+	h := xxhash.New()
+	err := without.write(h, b)
+	return h.Sum64(), err
+}
+
+func (e except) write(h *xxhash.Digest, b []byte) (err error) {
+	inner := eachField(b, func(f fieldValue) {
+		within, excepted := e[f.number]
+		switch {
+		case err != nil, excepted && within == nil:
+		case excepted && f.typ == protowire.BytesType:
+			_, _ = h.Write(protowire.AppendTag(nil, f.number, f.typ))
+			err = within.write(h, f.value)
+			_, _ = h.Write([]byte{0})
+		default:
+			_, _ = h.Write(f.whole)
+		}
+	})
+	return firstError(inner, err)
+}
+
+// prints are fingerprints of the objects of a watch, as at the version up to which it
+// was read. A nil one is of a watch whose objects have no heartbeats.
+//
+// They belong to the watch's goroutine. The watch that becomes a feed brings along
+// those that it has made of the list it began with, or takes over those of the feed
+// before, so that the first heartbeat after it was renewed wakes nobody either.
+type prints struct {
+	without except
+	from    uint64            // the version after which the watch began; 0: with a list
+	upTo    uint64            // the newest version that was seen
+	of      map[string]uint64 // by UID; 0: not known
+}
+
+// newPrints is for a watch that was asked for with this query.
+func newPrints(resource string, query url.Values) *prints {
+	without, has := heartbeats[resource]
+	if !has {
+		return nil
+	}
+	p := &prints{without: without, of: map[string]uint64{}}
+	if query.Get("sendInitialEvents") != "true" {
+		p.from, _ = strconv.ParseUint(query.Get("resourceVersion"), 10, 64)
+	}
+	p.upTo = p.from
+	return p
+}
+
+// note takes the watch's next event, and reports whether it changes nothing but
+// heartbeats.
+func (p *prints) note(ev event, raw []byte) (refresh bool) {
+	if p == nil {
+		return false
+	}
+	if revision, err := strconv.ParseUint(ev.Revision, 10, 64); err == nil {
+		p.upTo = max(p.upTo, revision)
+	}
+	kind := ev.kind()
+	if kind == 0 || ev.UID == "" {
+		return false
+	}
+	if kind == controllers.Deleted {
+		delete(p.of, ev.UID)
+		return false
+	}
+	before, now := p.of[ev.UID], uint64(0)
+	if _, object, ok := objectOf(raw); ok {
+		if sum, err := fingerprint(object, p.without); err == nil {
+			now = sum
+		}
+	}
+	p.of[ev.UID] = now
+	return now != 0 && now == before && kind != controllers.Added
+}
+
+// inherit takes over the prints of a watch that has ended, nil if there are none. They
+// must be of a version between the first that this watch has seen and the last: then
+// what it has heard nothing of is as it was, and no change is missed.
+func (p *prints) inherit(old *prints) {
+	if p == nil || old == nil || p.from == 0 || old.upTo < p.from || old.upTo > p.upTo {
+		return
+	}
+	for uid, sum := range old.of {
+		if _, newer := p.of[uid]; !newer {
+			p.of[uid] = sum
+		}
+	}
+}
+
+// newerThan reports whether prints say more of the present than others; both may be
+// nil.
+func (p *prints) newerThan(other *prints) bool {
+	return p != nil && (other == nil || p.upTo > other.upTo)
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +16,9 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -647,6 +651,470 @@ func FuzzObjectOf(f *testing.F) {
 		}
 		if uid, err := field(meta, metaUID); err != nil || string(uid) != ev.UID {
 			t.Errorf("UID %q, in the event %q: %v", uid, ev.UID, err)
+		}
+	})
+}
+
+// TestFingerprint: heartbeats leave a fingerprint as it is, anything else does not.
+func TestFingerprint(t *testing.T) {
+	at := func(second int64) metav1.Time { return metav1.Unix(1_790_000_000+second, 0) }
+	node := func(change func(*corev1.Node)) []byte {
+		n := &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u", ResourceVersion: "5", Labels: map[string]string{"a": "b"},
+				ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}},
+			Spec: corev1.NodeSpec{PodCIDR: "10.0.0.0/24"},
+			Status: corev1.NodeStatus{
+				Capacity: corev1.ResourceList{"cpu": resource.MustParse("2"), "memory": resource.MustParse("1Gi")},
+				Conditions: []corev1.NodeCondition{
+					{Type: "MemoryPressure", Status: "False", LastHeartbeatTime: at(0), LastTransitionTime: at(0)},
+					{Type: "Ready", Status: "True", LastHeartbeatTime: at(0), LastTransitionTime: at(0)},
+				},
+				Images: []corev1.ContainerImage{{Names: []string{"image"}, SizeBytes: 5}},
+			},
+		}
+		change(n)
+		return frame("MODIFIED", n)
+	}
+	metadata := func(change func(*metav1.ObjectMeta)) []byte {
+		m := metav1.ObjectMeta{Name: "n", UID: "u", ResourceVersion: "5", Generation: 1}
+		change(&m)
+		return frame("MODIFIED", &metav1.PartialObjectMetadata{ObjectMeta: m})
+	}
+	lease := func(change func(*coordinationv1.Lease)) []byte {
+		l := &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u", ResourceVersion: "5"},
+			Spec: coordinationv1.LeaseSpec{HolderIdentity: new("me"), LeaseDurationSeconds: new(int32(40)),
+				AcquireTime: &metav1.MicroTime{Time: at(0).Time}, RenewTime: &metav1.MicroTime{Time: at(0).Time}},
+		}
+		change(l)
+		return frame("MODIFIED", l)
+	}
+	for name, c := range map[string]struct {
+		resource string
+		object   func(changed bool) []byte
+		refresh  bool
+	}{
+		"node, nothing": {"nodes", func(bool) []byte { return node(func(*corev1.Node) {}) }, true},
+		"node, heartbeat": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.ResourceVersion, n.ManagedFields = "600000", append(n.ManagedFields, metav1.ManagedFieldsEntry{Manager: "other"})
+					n.Status.Conditions[0].LastHeartbeatTime, n.Status.Conditions[1].LastHeartbeatTime = at(300), at(1<<33)
+				}
+			})
+		}, true},
+		"node, managed by nobody": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.ManagedFields = nil
+				}
+			})
+		}, true},
+		"node, transition": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.Status.Conditions[1].LastTransitionTime = at(1)
+				}
+			})
+		}, false},
+		"node, not ready": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.Status.Conditions[1].Status = "Unknown"
+				}
+			})
+		}, false},
+		"node, one condition more": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{})
+				}
+			})
+		}, false},
+		"node, conditions exchanged": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					slices.Reverse(n.Status.Conditions)
+				}
+			})
+		}, false},
+		"node, taint": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.Spec.Taints = []corev1.Taint{{Key: "k", Effect: "NoExecute"}}
+				}
+			})
+		}, false},
+		"node, label": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.Labels["a"] = "c"
+				}
+			})
+		}, false},
+		"node, capacity": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if c {
+					n.Status.Capacity["cpu"] = resource.MustParse("3")
+				}
+			})
+		}, false},
+		"node, deletion": {"nodes", func(c bool) []byte {
+			return node(func(n *corev1.Node) {
+				if now := at(9); c {
+					n.DeletionTimestamp = &now
+				}
+			})
+		}, false},
+		"lease, renewal": {"leases.coordination.k8s.io", func(c bool) []byte {
+			return lease(func(l *coordinationv1.Lease) {
+				if c {
+					l.ResourceVersion, l.Spec.RenewTime = "99", &metav1.MicroTime{Time: at(10).Add(time.Microsecond)}
+				}
+			})
+		}, true},
+		"lease, first renewal": {"leases.coordination.k8s.io", func(c bool) []byte {
+			return lease(func(l *coordinationv1.Lease) {
+				if !c {
+					l.Spec.RenewTime = nil
+				}
+			})
+		}, true},
+		"lease, holder": {"leases.coordination.k8s.io", func(c bool) []byte {
+			return lease(func(l *coordinationv1.Lease) {
+				if c {
+					l.Spec.HolderIdentity = new("you")
+				}
+			})
+		}, false},
+		"lease, acquired again": {"leases.coordination.k8s.io", func(c bool) []byte {
+			return lease(func(l *coordinationv1.Lease) {
+				if c {
+					l.Spec.AcquireTime = &metav1.MicroTime{Time: at(10).Time}
+				}
+			})
+		}, false},
+		"lease, duration": {"leases.coordination.k8s.io", func(c bool) []byte {
+			return lease(func(l *coordinationv1.Lease) {
+				if c {
+					l.Spec.LeaseDurationSeconds = new(int32(41))
+				}
+			})
+		}, false},
+		"metadata, version": {"nodes", func(c bool) []byte {
+			return metadata(func(m *metav1.ObjectMeta) {
+				if c {
+					m.ResourceVersion = "6"
+				}
+			})
+		}, true},
+		"metadata, generation": {"leases.coordination.k8s.io", func(c bool) []byte {
+			return metadata(func(m *metav1.ObjectMeta) {
+				if c {
+					m.Generation = 2
+				}
+			})
+		}, false},
+	} {
+		p := newPrints(c.resource, nil)
+		for k, step := range []struct {
+			raw  []byte
+			want bool
+		}{{c.object(false), false}, {c.object(true), c.refresh}, {c.object(false), c.refresh}, {c.object(false), true}} {
+			ev, err := decode(step.raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := p.note(ev, step.raw); got != step.want {
+				t.Errorf("%s: step %d is a refresh: %v", name, k, got)
+			}
+		}
+	}
+}
+
+// TestFingerprintOfMovedField: the same field in a condition and beside it.
+func TestFingerprintOfMovedField(t *testing.T) {
+	within, err := fingerprint([]byte("\x1a\x05\x22\x03\x0a\x01a"), heartbeats["nodes"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if beside, err := fingerprint([]byte("\x1a\x05\x22\x00\x0a\x01a"), heartbeats["nodes"]); err != nil || within == beside {
+		t.Errorf("%x and %x: %v", within, beside, err)
+	}
+}
+
+// TestPrints: which events are refreshes, besides what they change.
+func TestPrints(t *testing.T) {
+	if newPrints("pods", nil) != nil || newPrints("leases.example.com", nil) != nil {
+		t.Error("prints of objects without heartbeats")
+	}
+	const leases = "leases.coordination.k8s.io"
+	with := func(typ, uid, holder string) []byte {
+		return frame(typ, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: types.UID(uid), ResourceVersion: "5"},
+			Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder}})
+	}
+	broken := with("MODIFIED", "a", "x")
+	copy(broken[bytes.LastIndex(broken, []byte("\x0a\x01x")):], "\x0a\x02x") // longer than it is
+	line := []byte(object("MODIFIED", "a", "5", nil))
+	p := newPrints(leases, nil)
+	for k, step := range []struct {
+		raw  []byte
+		want bool
+	}{
+		{with("ADDED", "a", "x"), false},
+		{with("MODIFIED", "a", "x"), true},
+		{with("MODIFIED", "b", "x"), false}, // another object
+		{with("MODIFIED", "a", "y"), false},
+		{with("MODIFIED", "a", "x"), false}, // back again
+		{with("ADDED", "a", "x"), false},    // it comes anew
+		{with("MODIFIED", "a", "x"), true},
+		{with("DELETED", "a", "x"), false},
+		{with("MODIFIED", "a", "x"), false},
+		{with("MODIFIED", "a", "x"), true},
+		{with("BOOKMARK", "a", "x"), false},
+		{with("MODIFIED", "a", "x"), true},
+		{with("MODIFIED", "", "x"), false},
+		{with("MODIFIED", "", "x"), false},
+		{broken, false},
+		{broken, false},
+		{with("MODIFIED", "a", "x"), false},
+		{line, false},
+		{line, false},
+	} {
+		ev, err := decode(step.raw)
+		if err != nil {
+			ev = event{Type: "MODIFIED", UID: "a", Revision: "5"}
+		}
+		if got := p.note(ev, step.raw); got != step.want {
+			t.Errorf("step %d is a refresh: %v", k, got)
+		}
+	}
+	if got := (*prints)(nil).note(event{Type: "MODIFIED", UID: "a"}, with("MODIFIED", "a", "x")); got {
+		t.Error("a refresh of what has no heartbeats")
+	}
+}
+
+// TestModelOfPrints has feeds follow each other, each one a watch that began somewhere
+// and was read for a while before. What is called a refresh must be one of the state
+// before it in all of history: a follower has seen that, whoever gave it to him.
+func TestModelOfPrints(t *testing.T) {
+	const leases = "leases.coordination.k8s.io"
+	refreshes := 0
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 9))
+		type version struct {
+			event
+			raw    []byte
+			same   bool // as the version before
+			holder string
+		}
+		var history []version // version k+1
+		latest := map[string]version{}
+		happen := func() {
+			uid, typ := fmt.Sprint("u", random.IntN(3)), "MODIFIED"
+			before, there := latest[uid]
+			holder := before.holder
+			switch {
+			case !there:
+				typ, holder = "ADDED", fmt.Sprint(random.IntN(2))
+			case random.IntN(3) == 0:
+				holder = fmt.Sprint(random.IntN(2)) // it may go back and forth
+			case random.IntN(20) == 0:
+				typ = "DELETED"
+			}
+			revision := fmt.Sprint(len(history) + 1)
+			raw := frame(typ, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid), ResourceVersion: revision},
+				Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &metav1.MicroTime{Time: time.Unix(int64(len(history)), 0)}}})
+			ev, err := decode(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v := version{ev, raw, there && typ == "MODIFIED" && holder == before.holder, holder}
+			latest[uid] = v
+			if typ == "DELETED" {
+				delete(latest, uid)
+			}
+			history = append(history, v)
+		}
+		for range 10 {
+			happen()
+		}
+		var past *prints
+		for range 10 {
+			var p *prints
+			at := 0
+			switch random.IntN(4) {
+			case 0: // it begins with a list
+				at = len(history)
+				p = newPrints(leases, url.Values{"sendInitialEvents": {"true"}})
+				for _, v := range latest {
+					v.Type = "ADDED"
+					p.note(v.event, v.raw)
+				}
+				p.note(event{Type: bookmark, Revision: fmt.Sprint(at), InitialEnd: true}, nil)
+			case 1: // from any version
+				at = 1 + random.IntN(len(history))
+				p = newPrints(leases, url.Values{"resourceVersion": {fmt.Sprint(at)}})
+			default: // from where the last feed ended
+				if at = 1; past != nil {
+					at = int(past.upTo)
+				}
+				p = newPrints(leases, url.Values{"resourceVersion": {fmt.Sprint(at)}})
+			}
+			read := func(most int, feed bool) {
+				for ; most > 0; most-- {
+					if at == len(history) {
+						happen()
+					}
+					v := history[at]
+					at++
+					if refresh := p.note(v.event, v.raw); refresh && feed {
+						refreshes++
+						if !v.same {
+							t.Fatalf("seed %d: version %d is called a refresh", seed, at)
+						}
+					}
+					if random.IntN(10) == 0 {
+						p.note(event{Type: bookmark, Revision: fmt.Sprint(at)}, nil)
+					}
+				}
+			}
+			read(random.IntN(8), false)
+			p.inherit(past)
+			past = nil
+			read(random.IntN(12), true)
+			if p.newerThan(past) {
+				past = p
+			}
+			for range random.IntN(4) {
+				happen()
+			}
+		}
+	}
+	if t.Logf("%d refreshes", refreshes); refreshes < 500 {
+		t.Error("hardly any refresh was recognised")
+	}
+}
+
+// TestHeartbeatsWakeNobody: guests that follow a feed sleep through renewals, from the
+// first on and after the feed was renewed, and hear of everything else.
+func TestHeartbeatsWakeNobody(t *testing.T) {
+	bares, apis := bareUsers(t, 3)
+	w := apis[0].world
+	w.encode = func(typ string, meta metav1.ObjectMeta, value string) []byte {
+		return frame(typ, &coordinationv1.Lease{ObjectMeta: meta, Spec: coordinationv1.LeaseSpec{HolderIdentity: new(value[:min(1, len(value))]),
+			RenewTime: &metav1.MicroTime{Time: time.Unix(int64(len(w.events)), 0)}}})
+	}
+	for _, b := range bares {
+		b.Heartbeat = controllers.Heartbeat{Resource: "leases.coordination.k8s.io", Within: time.Hour}
+	}
+	w.put("ADDED", "node", "a")
+	for _, b := range bares {
+		b.must(1, "/apis/coordination.k8s.io/v1/leases?watch=1&sendInitialEvents=true")
+	}
+	for _, b := range bares {
+		b.until("the watch", func() bool { return b.underWay == 0 })
+		b.mu.Lock()
+		b.mailbox.Reset()
+		b.state = Asleep
+		b.mu.Unlock()
+	}
+	w.awaitOpen(t, 1)
+	happens := func(what, typ, value string, wakes bool) {
+		t.Helper()
+		for _, b := range bares {
+			b.pushed.Store(0)
+			b.mu.Lock()
+			clear(b.heartbeats)
+			b.mu.Unlock()
+		}
+		w.put(typ, "node", value)
+		for k, b := range bares {
+			b.seen(w.version())
+			b.mu.Lock()
+			if woken := b.pushed.Load() > 0; woken != wakes {
+				t.Errorf("%s: guest %d is woken: %v", what, k, woken)
+			}
+			if want := typ != "DELETED"; (len(b.heartbeats) == 1) != want {
+				t.Errorf("%s: guest %d has noted %d heartbeats", what, k, len(b.heartbeats))
+			}
+			b.mailbox.Reset()
+			b.mu.Unlock()
+		}
+	}
+	happens("first renewal", "MODIFIED", "a2", false)
+	happens("second renewal", "MODIFIED", "a3", false)
+	happens("another holder", "MODIFIED", "b", true)
+	happens("its renewal", "MODIFIED", "b2", false)
+	w.put(bookmark, "", "")
+	for _, b := range bares {
+		b.seen(w.version())
+	}
+	w.mu.Lock()
+	watches := w.watches
+	w.mu.Unlock()
+	w.endWatches()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		w.mu.Lock()
+		renewed := w.watches == watches+len(bares)
+		w.mu.Unlock()
+		if renewed {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the watches are not renewed")
+		}
+	}
+	w.awaitOpen(t, 1)
+	happens("renewal after the feed's", "MODIFIED", "b3", false)
+	happens("change after the feed's renewal", "MODIFIED", "a", true)
+	happens("deletion", "DELETED", "a", true)
+	happens("anew", "ADDED", "a", true)
+	happens("renewal of the new one", "MODIFIED", "a2", false)
+}
+
+// FuzzFingerprint: whatever the rest of an object, its version does not matter and a
+// label does. Another place for the same bytes does.
+func FuzzFingerprint(f *testing.F) {
+	n := &corev1.Node{ObjectMeta: meta("a", 5), Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: "Ready"}}}}
+	m, _ := n.ObjectMeta.Marshal()
+	status, _ := n.Status.Marshal()
+	f.Add(m, protowire.AppendBytes(protowire.AppendTag(nil, nodeStatus, protowire.BytesType), status), "6")
+	f.Add([]byte{}, []byte{0x1a, 0x02, 0x22, 0x00, 0x22, 0x00}, "")
+	f.Fuzz(func(t *testing.T, metadata, rest []byte, revision string) {
+		if len(rest) > 0 && rest[0] == 0x0a { // metadata again
+			return
+		}
+		sum := func(more ...string) uint64 {
+			m := bytes.Clone(metadata)
+			for k := 0; k < len(more); k += 2 {
+				m = append(m, more[k]...)
+				m = protowire.AppendString(m, more[k+1])
+			}
+			object := protowire.AppendBytes(protowire.AppendTag(nil, objectMetadata, protowire.BytesType), m)
+			s, err := fingerprint(append(object, rest...), heartbeats["nodes"])
+			if err != nil {
+				return 0
+			}
+			return s
+		}
+		version, managed, label := "\x32", "\x8a\x01", "\x5a" // tags
+		plain := sum()
+		if plain == 0 {
+			return
+		}
+		if sum(version, revision) != plain || sum(managed, revision, version, "7") != plain {
+			t.Error("the version counts")
+		}
+		if sum(label, revision) == plain {
+			t.Error("a label does not count")
+		}
+		for _, tail := range []string{"\x1a\x04\x22\x02\x1a\x00", "\x1a\x02\x22\x00", "\x1a\x00", "\x22\x00"} {
+			if s, err := fingerprint(append(bytes.Clone(rest), tail...), heartbeats["nodes"]); err == nil {
+				if before, err := fingerprint(rest, heartbeats["nodes"]); err != nil || s == before {
+					t.Errorf("%q at the end does not count", tail)
+				}
+			}
 		}
 	})
 }

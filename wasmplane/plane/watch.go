@@ -27,6 +27,7 @@ type event struct {
 	Deleting   bool   // it has a deletion timestamp
 	Controller string // kind of the owner that controls it, "" if none does
 	InitialEnd bool   // the bookmark that ends the initial events
+	Refresh    bool   // it says no more than that something lives, see prints
 }
 
 // kind is the event as declarations name it; 0 for bookmarks and errors.
