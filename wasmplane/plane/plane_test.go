@@ -268,11 +268,11 @@ func TestSnapshotsThatDoNotFit(t *testing.T) {
 		"datastore lost its last commits": {func(_ string, _ *Config, h *Host) { h.Datastore.Revision = 1 },
 			"snapshot discarded, starting cold: it has seen revision 2, the datastore only 1"},
 		"other options": {func(_ string, _ *Config, h *Host) { h.Setup = options(`{}`) },
-			"snapshot discarded, starting cold: its options are others now"},
+			"snapshot discarded, starting cold: its options or its declaration are others now"},
 		"other files": {func(_ string, _ *Config, h *Host) {
 			h.Setup = func(string) (Setup, error) { return Setup{Files: map[string]string{"/key": "another"}}, nil }
 		},
-			"snapshot discarded, starting cold: its options are others now"},
+			"snapshot discarded, starting cold: its options or its declaration are others now"},
 		"damaged store": {func(dir string, _ *Config, _ *Host) { damage(t, filepath.Join(dir, "snapshots.db")) },
 			"every guest starts cold"},
 		"truncated store": {func(dir string, _ *Config, _ *Host) {
