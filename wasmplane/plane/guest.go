@@ -120,6 +120,7 @@ type guest struct {
 	stirred      time.Time     // last wake, response, or event that would have woken it
 	marked       bool          // the snapshot is behind the cluster
 	stats        Detail
+	woke         lastMinute
 	stopping     bool            // the plane ends: park as soon as idle
 	base         context.Context // of all exchanges
 	cancel       context.CancelFunc
@@ -682,6 +683,7 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 			g.warm = adapt(g.warm, now.Sub(g.sleptAt), g.plane.config.IdleTimeout)
 		}
 		g.stats.Wakes++
+		g.woke.add(g.plane.clock.now())
 		g.stats.LastWake, g.stats.LastWakeReason = &now, reason
 		g.plane.metrics.wakes.WithLabelValues(g.Name, class).Inc()
 		if was == Asleep && !arrived.IsZero() {
@@ -860,6 +862,7 @@ func (g *guest) sleep() error {
 	g.sleptAt = now
 	g.stats.SnapshotBytes = size
 	g.stats.SnapshotAt = &now
+	g.stats.WrittenBytes += int64(written)
 	if !g.mailbox.Empty() { // needed again while it was saved
 		g.warm = adapt(g.warm, 0, g.plane.config.IdleTimeout)
 		g.mu.Unlock()
@@ -1011,6 +1014,7 @@ func (g *guest) detail() Detail {
 	defer g.mu.Unlock()
 	d := g.stats
 	d.Name, d.Identity, d.Module, d.State = g.Name, g.Identity, g.plane.config.ModuleName, g.state
+	d.WakesLastMinute = g.woke.count(g.plane.clock.now())
 	if g.nextTimer >= 0 {
 		at := time.Now().Add(g.nextTimer - g.plane.clock.now())
 		d.NextTimer = &at
