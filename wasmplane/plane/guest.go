@@ -121,6 +121,7 @@ type guest struct {
 	marked       bool          // the snapshot is behind the cluster
 	stats        Detail
 	woke         lastMinute
+	lastWakes    []Wake
 	stopping     bool            // the plane ends: park as soon as idle
 	base         context.Context // of all exchanges
 	cancel       context.CancelFunc
@@ -685,9 +686,10 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 		g.stats.Wakes++
 		g.woke.add(g.plane.clock.now())
 		g.stats.LastWake, g.stats.LastWakeReason = &now, reason
+		g.lastWakes = append(g.lastWakes[max(0, len(g.lastWakes)-keptWakes+1):], Wake{now, reason})
 		g.plane.metrics.wakes.WithLabelValues(g.Name, class).Inc()
 		if was == Asleep && !arrived.IsZero() {
-			g.plane.metrics.wakeSeconds.Observe(time.Since(arrived).Seconds())
+			g.plane.metrics.wakeSeconds.WithLabelValues(g.Name).Observe(time.Since(arrived).Seconds())
 		}
 	}
 	g.mu.Unlock()
@@ -1021,6 +1023,7 @@ func (g *guest) detail() Detail {
 	}
 	d.MemoryLimit, d.RunLimit, d.TimerSlack = g.MemoryLimit, g.RunLimit.String(), g.TimerSlack.String()
 	d.WarmTime = g.warm.String()
+	d.LastWakes = slices.Clone(g.lastWakes)
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		if x := g.exchanges[id]; x.watch {
 			d.Streams = append(d.Streams, StreamStatus{ID: x.id, URL: x.url.RequestURI(), Revision: x.seen, Waiting: len(x.waiting)})

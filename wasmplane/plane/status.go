@@ -50,8 +50,18 @@ type Detail struct {
 	TimerSlack  string         `json:"timerSlack"`
 	WarmTime    string         `json:"warmTime"` // how long it stays in memory when idle
 	SnapshotAt  *time.Time     `json:"snapshotAt,omitempty"`
+	LastWakes   []Wake         `json:"lastWakes"` // the last ten, oldest first
 	Streams     []StreamStatus `json:"streams"`
 }
+
+// Wake is one return of a guest into memory.
+type Wake struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
+}
+
+// keptWakes is how many wakes are remembered of each guest.
+const keptWakes = 10
 
 // StreamStatus is one watch of a guest.
 type StreamStatus struct {
