@@ -163,7 +163,7 @@ func TestMetrics(t *testing.T) {
 	const some = `\{controller="deployment-controller"[^}]*\} \d`
 	for _, sample := range []string{
 		`dormouse_wasm_wakes_total\{controller="deployment-controller",reason="(event|start|timer|command)"\} \d`,
-		`dormouse_wasm_wake_seconds_bucket\{le="0.025"\} \d`,
+		`dormouse_wasm_wake_seconds_bucket\{controller="deployment-controller",le="0.025"\} \d`,
 		`dormouse_wasm_save_seconds_bucket\{le="0.025"\} \d`,
 		`dormouse_wasm_snapshot_bytes` + some,
 		`dormouse_wasm_resident_bytes` + some,

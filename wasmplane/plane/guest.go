@@ -121,6 +121,8 @@ type guest struct {
 	stirred      time.Time     // last wake, response, or event that would have woken it
 	marked       bool          // the snapshot is behind the cluster
 	stats        Detail
+	woke         lastMinute
+	lastWakes    []Wake
 	stopping     bool            // the plane ends: park as soon as idle
 	base         context.Context // of all exchanges
 	cancel       context.CancelFunc
@@ -698,10 +700,12 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 			g.warm = adapt(g.warm, now.Sub(g.sleptAt), g.plane.config.IdleTimeout)
 		}
 		g.stats.Wakes++
+		g.woke.add(g.plane.clock.now())
 		g.stats.LastWake, g.stats.LastWakeReason = &now, reason
+		g.lastWakes = append(g.lastWakes[max(0, len(g.lastWakes)-keptWakes+1):], Wake{now, reason})
 		g.plane.metrics.wakes.WithLabelValues(g.Name, class).Inc()
 		if was == Asleep && !arrived.IsZero() {
-			g.plane.metrics.wakeSeconds.Observe(time.Since(arrived).Seconds())
+			g.plane.metrics.wakeSeconds.WithLabelValues(g.Name).Observe(time.Since(arrived).Seconds())
 		}
 	}
 	g.mu.Unlock()
@@ -876,6 +880,7 @@ func (g *guest) sleep() error {
 	g.sleptAt = now
 	g.stats.SnapshotBytes = size
 	g.stats.SnapshotAt = &now
+	g.stats.WrittenBytes += int64(written)
 	if !g.mailbox.Empty() { // needed again while it was saved
 		g.warm = adapt(g.warm, 0, g.plane.config.IdleTimeout)
 		g.mu.Unlock()
@@ -1027,12 +1032,14 @@ func (g *guest) detail() Detail {
 	defer g.mu.Unlock()
 	d := g.stats
 	d.Name, d.Identity, d.Module, d.State = g.Name, g.Identity, g.plane.config.ModuleName, g.state
+	d.WakesLastMinute = g.woke.count(g.plane.clock.now())
 	if g.nextTimer >= 0 {
 		at := time.Now().Add(g.nextTimer - g.plane.clock.now())
 		d.NextTimer = &at
 	}
 	d.MemoryLimit, d.RunLimit, d.TimerSlack = g.MemoryLimit, g.RunLimit.String(), g.TimerSlack.String()
 	d.WarmTime = g.warm.String()
+	d.LastWakes = slices.Clone(g.lastWakes)
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		if x := g.exchanges[id]; x.watch {
 			d.Streams = append(d.Streams, StreamStatus{ID: x.id, URL: x.url.RequestURI(), Revision: x.seen, Waiting: len(x.waiting)})

@@ -109,6 +109,7 @@ func New(config Config) *Plane {
 	p.recheck.Stop()
 	for _, d := range config.Guests {
 		p.guests = append(p.guests, newGuest(p, d))
+		p.metrics.wakeSeconds.WithLabelValues(d.Name) // it is there before the first wake
 	}
 	return p
 }

@@ -242,8 +242,12 @@ func TestTimerRunsOnThroughSleepAndRestart(t *testing.T) {
 	awaitValue(t, a, "tick", "1")
 	p.evict(t)
 	awaitValue(t, a, "tick", "2")
-	if d := p.guest().detail(); d.LastWakeReason != reasonTimer {
+	d := p.guest().detail()
+	if d.LastWakeReason != reasonTimer {
 		t.Errorf("woken by %q", d.LastWakeReason)
+	}
+	if w := d.LastWakes; len(w) < 2 || w[0].Reason != reasonStart || w[len(w)-1].Reason != reasonTimer || !w[len(w)-1].At.Equal(*d.LastWake) {
+		t.Errorf("last wakes: %v", w)
 	}
 	p.stop()
 	start(t, dir, a, controllers.Declaration{Name: "ticker"}, period)
