@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/util/compatibility"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/rest"
 	"k8s.io/component-base/metrics/legacyregistry"
 
@@ -37,7 +39,7 @@ import (
 	"github.com/dormouse-k8s/dormouse/server/token"
 )
 
-// Config is what a server needs to know. Every field but the last five has to be set.
+// Config is what a server needs to know. Every field up to KubeconfigMode has to be set.
 type Config struct {
 	// DataDir is an absolute path; the server's files lie under <DataDir>/server.
 	DataDir string
@@ -60,15 +62,18 @@ type Config struct {
 	Token string
 	// Arguments for upstream's components, each "name=value".
 	KubeAPIServerArgs, KubeSchedulerArgs, KubeControllerManagerArgs []string
+	// DisableScheduler and DisableControllerManager leave out what others do in the cluster's place.
+	DisableScheduler, DisableControllerManager bool
 	// Plane runs some of the controllers. Without one all run natively.
 	Plane Plane
 	// Ready is called once everything is ready.
 	Ready func()
 }
 
-// Plane is a control plane that runs some of upstream's controllers, as the server sees it.
+// Plane is a control plane that runs some of upstream's controllers, and perhaps its scheduler, as the server
+// sees it.
 type Plane interface {
-	// Controllers are the upstream names of the controllers it runs. They are not started natively.
+	// Controllers are the upstream names of what it runs. It is not started natively.
 	Controllers() []string
 	// Run runs them until ctx is done. The API server behind host is ready.
 	Run(ctx context.Context, host Host, ready func()) error
@@ -89,8 +94,46 @@ type Host struct {
 	Datastore datastore.Identity
 	// Native are the names of what runs natively beside the Plane.
 	Native []string
-	// RootCA is the bundle that vouches for the API server, in PEM.
-	RootCA []byte
+	// ControllerManager is upstream's internal configuration of all controllers, as encoding/json writes it.
+	ControllerManager json.RawMessage
+	// Scheduler is that of the scheduler.
+	Scheduler *scheduler.Configuration
+	// FeatureGates are those that are not at their default.
+	FeatureGates map[string]bool
+	// Files reads the files of which a controller is told in its configuration, by path.
+	Files func(ctx context.Context, controller string) (map[string]string, error)
+}
+
+// Guests are the upstream names of what a Plane has to run for a server with cfg: the enabled controllers and
+// the scheduler, but for those in native and what cannot run in a Plane. It reads the configuration files that
+// the arguments name.
+func Guests(ctx context.Context, cfg Config, native []string) ([]string, error) {
+	cfg.Plane = nil
+	s, err := newServer(cfg, paths.Data(cfg.DataDir))
+	if err != nil {
+		return nil, err
+	}
+	if err := setFeatureGates(); err != nil {
+		return nil, err
+	}
+	isNative := func(name string) bool { return slices.Contains(native, name) }
+	var guests []string
+	if !cfg.DisableControllerManager {
+		guests = slices.DeleteFunc(s.controllers.Enabled(), isNative)
+		if err := s.controllers.Exclude(guests); err != nil {
+			return nil, err
+		}
+	}
+	if !cfg.DisableScheduler && !isNative(scheduler.Name) {
+		c, err := s.scheduler.Configuration(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !c.Extended { // a guest reaches nothing but the API server
+			guests = append(guests, scheduler.Name)
+		}
+	}
+	return guests, nil
 }
 
 // Validate says whether cfg could work at all, from its values alone.
@@ -168,9 +211,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	// Once, after the arguments of all components have been parsed: they share their feature gates.
-	if err := compatibility.DefaultComponentGlobalsRegistry.Set(); err != nil {
-		return fmt.Errorf("setting the feature gates: %w", err)
+	if err := setFeatureGates(); err != nil {
+		return err
 	}
 	listener, err := preflight(cfg)
 	if err != nil {
@@ -199,6 +241,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return service.Run(ctx, s.services(listener))
 }
 
+// setFeatureGates is for when the arguments of all components have been parsed: they share their gates.
+func setFeatureGates() error {
+	if err := compatibility.DefaultComponentGlobalsRegistry.Set(); err != nil {
+		return fmt.Errorf("setting the feature gates: %w", err)
+	}
+	return nil
+}
+
 // server is the control plane's parts, put together but not running.
 type server struct {
 	cfg         Config
@@ -207,7 +257,6 @@ type server struct {
 	scheduler   *scheduler.Scheduler
 	controllers *controllers.Manager
 	store       *datastore.Store
-	rootCA      []byte
 }
 
 // newServer parses the arguments of all components. It reads and writes no files.
@@ -223,14 +272,16 @@ func newServer(cfg Config, data paths.Data) (*server, error) {
 	if s.scheduler, err = scheduler.New(cfg.KubeSchedulerArgs); err != nil {
 		return nil, err
 	}
-	var exclude []string
-	if cfg.Plane != nil {
-		exclude = cfg.Plane.Controllers()
-	}
 	if s.controllers, err = controllers.New(controllers.Config{
-		Data: data, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, Exclude: exclude, Args: cfg.KubeControllerManagerArgs,
+		Data: data, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, Args: cfg.KubeControllerManagerArgs,
 	}); err != nil {
 		return nil, err
+	}
+	if cfg.Plane != nil {
+		guests := slices.DeleteFunc(cfg.Plane.Controllers(), func(name string) bool { return name == scheduler.Name })
+		if err := s.controllers.Exclude(guests); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -248,12 +299,12 @@ func (s *server) writeCredentials() error {
 	if err := cluster.EnsureServer(names); err != nil {
 		return err
 	}
-	s.rootCA = cluster.Server.PEM
-	if _, err := token.Ensure(s.data, s.cfg.Token, s.rootCA); err != nil {
+	rootCA := cluster.Server.PEM
+	if _, err := token.Ensure(s.data, s.cfg.Token, rootCA); err != nil {
 		return err
 	}
 	logrus.Infof("node token is at %s", s.data.NodeToken())
-	if err := writeKubeconfig(s.cfg.Kubeconfig, s.cfg.KubeconfigMode, s.cfg.URL(), s.rootCA, s.data.TLS(pki.Admin+".crt"), s.data.TLS(pki.Admin+".key")); err != nil {
+	if err := writeKubeconfig(s.cfg.Kubeconfig, s.cfg.KubeconfigMode, s.cfg.URL(), rootCA, s.data.TLS(pki.Admin+".crt"), s.data.TLS(pki.Admin+".key")); err != nil {
 		return err
 	}
 	logrus.Infof("wrote kubeconfig %s", s.cfg.Kubeconfig)
@@ -285,19 +336,29 @@ func (s *server) services(listener net.Listener) []service.Service {
 			client := &rest.Config{Host: inprocess.Host, Transport: s.api.Transport(inprocess.User("system:admin", user.SystemPrivilegedGroup))}
 			return deploy.Run(ctx, deploy.Config{Client: client, Embedded: manifests.FS, Dir: s.data.Manifests()}, ready)
 		}},
-		{Name: schedulerService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
-			return s.scheduler.Run(ctx, s.api.Transport, ready)
-		}},
-		{Name: controllersService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
-			return s.controllers.Run(ctx, s.api.Transport, ready)
-		}},
 	}
-	everything := []string{datastoreService, apiService, manifestsService, schedulerService, controllersService}
+	everything := []string{datastoreService, apiService, manifestsService}
+	if s.nativeScheduler() {
+		services = append(services, service.Service{Name: schedulerService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
+			return s.scheduler.Run(ctx, s.api.Transport, ready)
+		}})
+		everything = append(everything, schedulerService)
+	}
+	if len(s.nativeControllers()) > 0 {
+		services = append(services, service.Service{Name: controllersService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
+			return s.controllers.Run(ctx, s.api.Transport, ready)
+		}})
+		everything = append(everything, controllersService)
+	}
 	if plane := s.cfg.Plane; plane != nil {
 		s.api.Handle(PlanePath, plane)
 		legacyregistry.RawMustRegister(plane)
 		services = append(services, service.Service{Name: planeService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
-			return plane.Run(ctx, s.host(), ready)
+			host, err := s.host(ctx)
+			if err != nil {
+				return err
+			}
+			return plane.Run(ctx, host, ready)
 		}})
 		everything = append(everything, planeService)
 	} else {
@@ -313,19 +374,59 @@ func (s *server) services(listener net.Listener) []service.Service {
 	return services
 }
 
-func (s *server) host() Host {
+func (s *server) host(ctx context.Context) (Host, error) {
+	manager, err := s.controllers.Configuration(ctx)
+	if err != nil {
+		return Host{}, err
+	}
+	scheduler, err := s.scheduler.Configuration(ctx)
+	if err != nil {
+		return Host{}, err
+	}
 	return Host{
 		Transport: func(name string, groups []string) http.RoundTripper {
 			return s.api.Transport(inprocess.User(name, groups...))
 		},
-		Datastore: s.store.Identity,
-		Native:    s.native(),
-		RootCA:    s.rootCA,
+		Datastore:         s.store.Identity,
+		Native:            s.native(),
+		ControllerManager: manager,
+		Scheduler:         scheduler,
+		FeatureGates:      changedGates(),
+		Files:             s.controllers.Files,
+	}, nil
+}
+
+// changedGates are the feature gates that are not at their default.
+func changedGates() map[string]bool {
+	changed := map[string]bool{}
+	defaults := utilfeature.DefaultMutableFeatureGate.DeepCopyAndReset()
+	for gate := range utilfeature.DefaultMutableFeatureGate.GetAll() {
+		if on := utilfeature.DefaultFeatureGate.Enabled(gate); on != defaults.Enabled(gate) {
+			changed[string(gate)] = on
+		}
 	}
+	return changed
 }
 
 // native are the names of what runs natively.
-func (s *server) native() []string { return append(s.controllers.Names(), scheduler.Name) }
+func (s *server) native() []string {
+	names := s.nativeControllers()
+	if s.nativeScheduler() {
+		names = append(names, scheduler.Name)
+	}
+	return names
+}
+
+func (s *server) nativeControllers() []string {
+	if s.cfg.DisableControllerManager {
+		return nil
+	}
+	return s.controllers.Names()
+}
+
+func (s *server) nativeScheduler() bool {
+	return !s.cfg.DisableScheduler && (s.cfg.Plane == nil || !slices.Contains(s.cfg.Plane.Controllers(), scheduler.Name))
+}
 
 // nativeOnly answers "what runs where" when there is no Plane.
 func nativeOnly(names []string) http.Handler {

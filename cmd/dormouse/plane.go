@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sirupsen/logrus"
@@ -15,6 +16,7 @@ import (
 	"github.com/dormouse-k8s/dormouse/internal/payload"
 	"github.com/dormouse-k8s/dormouse/server"
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers/options"
 	"github.com/dormouse-k8s/dormouse/wasmplane/module"
 	"github.com/dormouse-k8s/dormouse/wasmplane/plane"
 	"github.com/dormouse-k8s/dormouse/wasmplane/pressure"
@@ -25,7 +27,6 @@ import (
 type wasmPlane struct {
 	*plane.Plane
 	handler http.Handler
-	cfg     *config.Config
 	module  *module.Module
 	code    *runtime.Code
 }
@@ -33,7 +34,7 @@ type wasmPlane struct {
 var _ server.Plane = (*wasmPlane)(nil)
 
 // newPlane loads the compiled controllers. What it returns has to be closed after it has run.
-func newPlane(c *config.Config, files payloadDir) (*wasmPlane, error) {
+func newPlane(c *config.Config, files payloadDir, guests []controllers.Declaration) (*wasmPlane, error) {
 	file := files.file(payload.Controllers)
 	m, err := module.Load(file)
 	if err != nil {
@@ -48,13 +49,13 @@ func newPlane(c *config.Config, files payloadDir) (*wasmPlane, error) {
 	if err != nil {
 		logrus.Warnf("controllers do not leave when memory is scarce: %v", err)
 	}
-	p := &wasmPlane{cfg: c, module: m, code: code}
+	p := &wasmPlane{module: m, code: code}
 	p.Plane = plane.New(plane.Config{
 		Code:         code,
 		ModuleName:   strings.TrimSuffix(payload.Controllers, filepath.Ext(payload.Controllers)),
 		Digest:       m.Digest,
 		Dir:          filepath.Dir(paths.Data(c.DataDir).WasmSnapshots()),
-		Guests:       controllers.All(),
+		Guests:       guests,
 		IdleTimeout:  c.WasmIdleTimeout,
 		MemoryBudget: c.WasmMemoryBudget,
 		Pressure:     monitor,
@@ -76,18 +77,52 @@ func (p *wasmPlane) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handle
 
 // Run implements server.Plane.
 func (p *wasmPlane) Run(ctx context.Context, host server.Host, ready func()) error {
-	options, err := json.Marshal(controllers.Options{
-		ClusterCIDR: p.cfg.ClusterCIDR.String(),
-		ServiceCIDR: p.cfg.ServiceCIDR.String(),
-		RootCA:      string(host.RootCA),
-	}.WithDefaults())
-	if err != nil {
-		return fmt.Errorf("encoding the options of the controllers: %w", err)
-	}
 	return p.Plane.Run(ctx, plane.Host{
 		Transport: func(user string) http.RoundTripper { return host.Transport(user, nil) },
 		Datastore: plane.Datastore(host.Datastore),
 		Native:    host.Native,
-		Options:   options,
+		Setup:     func(name string) (plane.Setup, error) { return setUp(ctx, host, name) },
 	}, ready)
+}
+
+// setUp is what a guest is started with.
+func setUp(ctx context.Context, host server.Host, name string) (plane.Setup, error) {
+	o := options.Options{FeatureGates: host.FeatureGates}
+	var files map[string]string
+	if name == options.Scheduler {
+		o.Scheduler = &options.SchedulerOptions{Config: host.Scheduler.Config, UnschedulableSeconds: int64(host.Scheduler.Unschedulable.Seconds())}
+	} else {
+		o.ControllerManager = host.ControllerManager
+		var err error
+		if files, err = host.Files(ctx, name); err != nil {
+			return plane.Setup{}, err
+		}
+	}
+	b, err := json.Marshal(o)
+	if err != nil {
+		return plane.Setup{}, fmt.Errorf("encoding the options of %s: %w", name, err)
+	}
+	return plane.Setup{Options: b, Files: files}, nil
+}
+
+// guests are the declarations of what runs in Wasm.
+func guests(ctx context.Context, c *config.Config, cfg server.Config) ([]controllers.Declaration, error) {
+	all := controllers.All()
+	for _, name := range c.NativeControllers {
+		if !slices.ContainsFunc(all, func(d controllers.Declaration) bool { return d.Name == name }) {
+			var known []string
+			for _, d := range all {
+				known = append(known, d.Name)
+			}
+			return nil, fmt.Errorf("native-controllers: there is no controller %q; there are %s", name, strings.Join(known, ", "))
+		}
+	}
+	if c.ControllerMode != config.ModeWasm {
+		return nil, nil
+	}
+	names, err := server.Guests(ctx, cfg, c.NativeControllers)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(d controllers.Declaration) bool { return !slices.Contains(names, d.Name) }), nil
 }

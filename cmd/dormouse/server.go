@@ -66,15 +66,19 @@ func runServer(ctx context.Context, c *config.Config, notes []string, stderr io.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	memory := keepMemorySmall()
+	guests, err := guests(ctx, c, cfg)
+	if err != nil {
+		return err
+	}
 
 	var files payloadDir
-	if node != nil || c.ControllerMode == config.ModeWasm {
+	if node != nil || len(guests) > 0 {
 		if files, err = unpack(c.DataDir); err != nil {
 			return err
 		}
 	}
-	if c.ControllerMode == config.ModeWasm {
-		p, err := newPlane(c, files)
+	if len(guests) > 0 {
+		p, err := newPlane(c, files, guests)
 		if err != nil {
 			return err
 		}
@@ -170,6 +174,9 @@ func serverConfig(c *config.Config) server.Config {
 		Kubeconfig:       c.WriteKubeconfig,
 		KubeconfigMode:   c.WriteKubeconfigMode,
 		Token:            c.Token,
+
+		DisableScheduler:         c.DisableScheduler,
+		DisableControllerManager: c.DisableControllerManager,
 
 		KubeAPIServerArgs:         c.KubeAPIServerArg,
 		KubeSchedulerArgs:         c.KubeSchedulerArg,

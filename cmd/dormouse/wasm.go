@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/duration"
@@ -52,6 +53,7 @@ func newWasmCommand() *cobra.Command {
 		one("inspect", http.MethodGet, "", "Show all about one controller"),
 		one("wake", http.MethodPost, "/wake", "Wake a controller"),
 		one("evict", http.MethodPost, "/evict", "Save a controller and release its memory"),
+		newWasmTopCommand(w),
 		newWasmCheckCommand())
 	return group
 }
@@ -71,13 +73,30 @@ func (w *wasmClient) list(ctx context.Context, out io.Writer, output string) err
 	if output == "json" {
 		return indent(out, body)
 	}
+	controllers, err := decodeControllers(body)
+	if err != nil {
+		return err
+	}
+	return printControllers(out, controllers, output == "wide", time.Now())
+}
+
+// controllers asks the server about all controllers.
+func (w *wasmClient) controllers(ctx context.Context) ([]plane.Status, error) {
+	body, err := w.request(ctx, http.MethodGet, "controllers")
+	if err != nil {
+		return nil, err
+	}
+	return decodeControllers(body)
+}
+
+func decodeControllers(body []byte) ([]plane.Status, error) {
 	var answer struct {
 		Controllers []plane.Status `json:"controllers"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return fmt.Errorf("reading the server's answer: %w", err)
+		return nil, fmt.Errorf("reading the server's answer: %w", err)
 	}
-	return printControllers(out, answer.Controllers, output == "wide", time.Now())
+	return answer.Controllers, nil
 }
 
 func printControllers(out io.Writer, controllers []plane.Status, wide bool, now time.Time) error {
@@ -92,7 +111,7 @@ func printControllers(out io.Writer, controllers []plane.Status, wide bool, now 
 		if c.State == plane.Native {
 			row = append(row, "-", "-", "-", "-", "-", "-", "-")
 		} else {
-			row = append(row, fmt.Sprint(c.Wakes), ago(c.LastWake, now), dash(c.LastWakeReason), until(c.NextTimer, now),
+			row = append(row, fmt.Sprint(c.Wakes), ago(c.LastWake, now), dash(printable(c.LastWakeReason)), until(c.NextTimer, now),
 				bytesText(c.ResidentBytes), bytesText(c.SnapshotBytes), fmt.Sprint(c.Restarts))
 		}
 		if wide {
@@ -108,6 +127,16 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// printable keeps the names of objects, which may be anything, from controlling the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
 }
 
 func ago(t *time.Time, now time.Time) string {

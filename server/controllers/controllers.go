@@ -1,9 +1,10 @@
-// Package controllers runs upstream's controllers natively: those of kube-controller-manager that nobody
-// else runs, in this process, each as its own service account over the in-process transport.
+// Package controllers configures upstream's controllers, and runs natively those that nobody else runs, in
+// this process, each as its own service account over the in-process transport.
 package controllers
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -24,6 +25,8 @@ import (
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/config"
 	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	kubectrlmgrconfig "k8s.io/kubernetes/pkg/controller/apis/config"
+	csrsigningconfig "k8s.io/kubernetes/pkg/controller/certificates/signer/config"
 	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
@@ -37,8 +40,6 @@ import (
 type Config struct {
 	Data                     paths.Data
 	ClusterCIDR, ServiceCIDR netip.Prefix
-	// Exclude are the upstream names of controllers that run elsewhere.
-	Exclude []string
 	// Args are a user's arguments for kube-controller-manager.
 	Args []string
 }
@@ -49,14 +50,8 @@ type Manager struct {
 	exclude []string
 }
 
-// New parses the flags of cfg. Nothing is read or started. A name in Exclude that upstream does not know
-// is an error, since that controller would run nowhere.
+// New parses the flags of cfg. Nothing is read or started.
 func New(cfg Config) (*Manager, error) {
-	for _, name := range cfg.Exclude {
-		if !slices.Contains(app.KnownControllers(), name) {
-			return nil, fmt.Errorf("kube-controller-manager has no controller %q", name)
-		}
-	}
 	o, err := kcmoptions.NewKubeControllerManagerOptions()
 	if err != nil {
 		return nil, fmt.Errorf("kube-controller-manager: %w", err)
@@ -65,12 +60,24 @@ func New(cfg Config) (*Manager, error) {
 	if err := options.Parse("kube-controller-manager-arg", flags.FlagSets, defaults(cfg), cfg.Args); err != nil {
 		return nil, err
 	}
-	exclude := cfg.Exclude
-	if slices.Contains(exclude, names.GarbageCollectorController) {
-		// It reads the garbage collector's graph, and ends the process if there is none.
-		exclude = append(slices.Clone(exclude), names.StorageVersionMigratorController)
+	return &Manager{options: o}, nil
+}
+
+// Exclude leaves the controllers with these upstream names to others. A name that upstream does not know is an
+// error, since that controller would run nowhere; so is what cannot run natively without them.
+func (m *Manager) Exclude(exclude []string) error {
+	for _, name := range exclude {
+		if !slices.Contains(app.KnownControllers(), name) {
+			return fmt.Errorf("kube-controller-manager has no controller %q", name)
+		}
 	}
-	return &Manager{options: o, exclude: exclude}, nil
+	m.exclude = exclude
+	native := m.Names()
+	if collector, migrator := names.GarbageCollectorController, names.StorageVersionMigratorController; slices.Contains(native, migrator) && !slices.Contains(native, collector) {
+		// It reads the garbage collector's graph, and ends the process if there is none.
+		return fmt.Errorf("%s runs natively only beside %s; name both in native-controllers, or neither", migrator, collector)
+	}
+	return nil
 }
 
 func defaults(cfg Config) map[string]string {
@@ -99,16 +106,82 @@ func defaults(cfg Config) map[string]string {
 	return args
 }
 
-// Names are the upstream names of the controllers that Run runs.
-func (m *Manager) Names() []string {
-	var running []string
+// Enabled are the upstream names of the controllers that are to run, here or elsewhere.
+func (m *Manager) Enabled() []string {
+	var enabled []string
 	for name, d := range app.NewControllerDescriptors() {
-		if !slices.Contains(m.exclude, name) && m.context().IsControllerEnabled(d) {
-			running = append(running, name)
+		if m.context().IsControllerEnabled(d) {
+			enabled = append(enabled, name)
 		}
 	}
-	slices.Sort(running)
-	return running
+	slices.Sort(enabled)
+	return enabled
+}
+
+// Names are those of the controllers that Run runs.
+func (m *Manager) Names() []string {
+	return slices.DeleteFunc(m.Enabled(), func(name string) bool { return slices.Contains(m.exclude, name) })
+}
+
+// Configuration is upstream's configuration of all controllers, as encoding/json writes it.
+func (m *Manager) Configuration(ctx context.Context) (json.RawMessage, error) {
+	c, err := m.config(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(c.ComponentConfig)
+}
+
+func (m *Manager) config(ctx context.Context) (*config.Config, error) {
+	c, err := m.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
+	if err != nil {
+		return nil, fmt.Errorf("building the configuration of the controllers: %w", err)
+	}
+	return c, nil
+}
+
+// Files reads the files of which a controller is told in its configuration. Keys are among them: each
+// controller gets its own only.
+func (m *Manager) Files(ctx context.Context, name string) (map[string]string, error) {
+	c, err := m.config(ctx)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]string{}
+	for _, file := range filesOf(name, &c.ComponentConfig) {
+		if file == "" {
+			continue
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading a file of %s: %w", name, err)
+		}
+		files[file] = string(b)
+	}
+	return files, nil
+}
+
+func filesOf(name string, c *kubectrlmgrconfig.KubeControllerManagerConfiguration) []string {
+	switch name {
+	case names.ServiceAccountTokenController:
+		return []string{c.SAController.ServiceAccountKeyFile, c.SAController.RootCAFile}
+	case names.RootCACertificatePublisherController, names.KubeAPIServerClusterTrustBundlePublisherController:
+		return []string{c.SAController.RootCAFile}
+	case names.CertificateSigningRequestSigningController:
+		s := c.CSRSigningController
+		files := []string{s.ClusterSigningCertFile, s.ClusterSigningKeyFile}
+		for _, f := range []csrsigningconfig.CSRSigningConfiguration{
+			s.KubeletServingSignerConfiguration, s.KubeletClientSignerConfiguration,
+			s.KubeAPIServerClientSignerConfiguration, s.LegacyUnknownSignerConfiguration,
+		} {
+			files = append(files, f.CertFile, f.KeyFile)
+		}
+		return files
+	case names.PersistentVolumeBinderController, names.PersistentVolumeAttachDetachController, names.PersistentVolumeExpanderController:
+		r := c.PersistentVolumeBinderController.VolumeConfiguration.PersistentVolumeRecyclerConfiguration
+		return []string{r.PodTemplateFilePathHostPath, r.PodTemplateFilePathNFS}
+	}
+	return nil
 }
 
 // context is a ControllerContext that knows no more than which controllers are enabled.
@@ -121,9 +194,9 @@ func (m *Manager) context() app.ControllerContext {
 // Run runs the controllers until ctx is done. transport reaches the API server, which is ready.
 func (m *Manager) Run(ctx context.Context, transport func(user.Info) http.RoundTripper, ready func()) error {
 	ctx = klog.NewContext(ctx, klog.Background())
-	c, err := m.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
+	c, err := m.config(ctx)
 	if err != nil {
-		return fmt.Errorf("building the configuration: %w", err)
+		return err
 	}
 	root := clients{base: c.Kubeconfig, transport: transport, identity: func(string) user.Info { return inprocess.User(user.KubeControllerManager) }}
 	each := clients{base: c.Kubeconfig, transport: transport, identity: inprocess.Controller}

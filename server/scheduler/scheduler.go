@@ -1,4 +1,4 @@
-// Package scheduler runs kube-scheduler as a library over the in-process transport.
+// Package scheduler configures kube-scheduler and runs it as a library over the in-process transport.
 package scheduler
 
 import (
@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/dynamic"
@@ -21,6 +23,8 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
+	configscheme "k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
+	configv1 "k8s.io/kubernetes/pkg/scheduler/apis/config/v1"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
 	"github.com/dormouse-k8s/dormouse/server/apiserver/inprocess"
@@ -90,8 +94,36 @@ func (s *Scheduler) Run(ctx context.Context, transport func(user.Info) http.Roun
 	return nil
 }
 
-// configure is upstream's Options.Config with clients over transport.
-func (s *Scheduler) configure(ctx context.Context, transport http.RoundTripper) (*config.Config, error) {
+// Configuration is what a scheduler elsewhere has to be told.
+type Configuration struct {
+	// Config is a KubeSchedulerConfiguration of upstream's API, in JSON.
+	Config []byte
+	// Unschedulable is after how long a pod that cannot be scheduled is tried again although nothing
+	// has changed.
+	Unschedulable time.Duration
+	// Extended says that programs elsewhere are asked before a pod is bound.
+	Extended bool
+}
+
+// Configuration reads the configuration file, if the arguments name one.
+func (s *Scheduler) Configuration(ctx context.Context) (*Configuration, error) {
+	c, err := s.complete(ctx)
+	if err != nil {
+		return nil, err
+	}
+	info, ok := runtime.SerializerInfoForMediaType(configscheme.Codecs.SupportedMediaTypes(), runtime.ContentTypeJSON)
+	if !ok {
+		return nil, errors.New("encoding the scheduler's configuration: upstream knows no JSON")
+	}
+	b, err := runtime.Encode(configscheme.Codecs.EncoderForVersion(info.Serializer, configv1.SchemeGroupVersion), &c.ComponentConfig)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the scheduler's configuration: %w", err)
+	}
+	return &Configuration{Config: b, Unschedulable: c.PodMaxInUnschedulablePodsDuration, Extended: len(c.ComponentConfig.Extenders) > 0}, nil
+}
+
+// complete validates the options and applies them.
+func (s *Scheduler) complete(ctx context.Context) (*config.Config, error) {
 	var err error
 	if s.options.ComponentConfig, err = latest.Default(); err != nil {
 		return nil, fmt.Errorf("loading the default configuration: %w", err)
@@ -102,6 +134,15 @@ func (s *Scheduler) configure(ctx context.Context, transport http.RoundTripper) 
 	c := &config.Config{}
 	if err := s.options.ApplyTo(klog.FromContext(ctx), c); err != nil {
 		return nil, fmt.Errorf("applying the options: %w", err)
+	}
+	return c, nil
+}
+
+// configure is upstream's Options.Config with clients over transport.
+func (s *Scheduler) configure(ctx context.Context, transport http.RoundTripper) (*config.Config, error) {
+	c, err := s.complete(ctx)
+	if err != nil {
+		return nil, err
 	}
 	c.KubeConfig.Host, c.KubeConfig.Transport = inprocess.Host, transport
 	if c.Client, err = kubernetes.NewForConfig(rest.AddUserAgent(c.KubeConfig, "scheduler")); err != nil {

@@ -9,32 +9,35 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
 )
 
 // Patience is how long Eventually waits. It is no measure of anything: a busy
 // machine with one slow disk has to make it too.
 const Patience = 3 * time.Minute
 
-// Guests are the controllers that run in Wasm.
-var Guests = []string{
-	"deployment-controller",
-	"endpoints-controller",
-	"endpointslice-controller",
-	"garbage-collector-controller",
-	"namespace-controller",
-	"node-ipam-controller",
-	"node-lifecycle-controller",
-	"pod-garbage-collector-controller",
-	"replicaset-controller",
-	"root-ca-certificate-publisher-controller",
-	"serviceaccount-controller",
-	"taint-eviction-controller",
+// Guests are the controllers that run in Wasm by default, and the scheduler.
+var Guests = guests()
+
+func guests() []string {
+	byDefault := func(name string) bool {
+		return !slices.Contains([]string{"bootstrap-signer-controller", "selinux-warning-controller", "token-cleaner-controller"}, name)
+	}
+	var names []string
+	for _, d := range controllers.All() {
+		if byDefault(d.Name) {
+			names = append(names, d.Name)
+		}
+	}
+	return names
 }
 
 // Cluster is a running Dormouse. Its methods may be called concurrently.

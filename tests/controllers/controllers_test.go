@@ -5,16 +5,23 @@ package controllers
 
 import (
 	"encoding/json"
+	"maps"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/dormouse-k8s/dormouse/internal/paths"
+	servercontrollers "github.com/dormouse-k8s/dormouse/server/controllers"
+	"github.com/dormouse-k8s/dormouse/server/pki"
+	"github.com/dormouse-k8s/dormouse/server/scheduler"
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers/options"
 	"github.com/dormouse-k8s/dormouse/wasmplane/module"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
 )
@@ -39,16 +46,13 @@ func TestEveryControllerStartsAndSleeps(t *testing.T) {
 
 func startAndSleep(t *testing.T, code *runtime.Code, d controllers.Declaration) {
 	api := &emptyAPI{t: t, mailbox: runtime.NewMailbox(func() {})}
-	guest, err := code.Instantiate(runtime.Config{Host: api, Mailbox: api.mailbox, Memory: d.MemoryLimit, Run: d.RunLimit})
+	o, files := setUp(t, d.Name)
+	guest, err := code.Instantiate(runtime.Config{Host: api, Mailbox: api.mailbox, Memory: d.MemoryLimit, Run: d.RunLimit, Files: files})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer guest.Close()
-	options, err := json.Marshal(controllers.Options{ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", RootCA: "a certificate"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	start, err := json.Marshal(abi.Start{Controller: d.Name, Options: options, Seed: 1})
+	start, err := json.Marshal(abi.Start{Controller: d.Name, Options: o, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,17 +72,58 @@ func startAndSleep(t *testing.T, code *runtime.Code, d controllers.Declaration) 
 	}
 
 	const year = 365 * 24 * time.Hour
-	if next >= 0 && next < year && d.TimerSlack == 0 {
-		t.Errorf("idle, it has a timer due in %s, and no slack is declared", next-abi.BakeClock-api.elapsed)
+	if next >= 0 && next < year && d.TimerSlack == 0 && len(d.TimersFor) == 0 {
+		t.Errorf("idle, it has a timer due in %s; neither is slack declared nor what it is for", next-abi.BakeClock-api.elapsed)
 	}
 	slices.Sort(api.watched)
 	want := slices.Sorted(slices.Values(d.Resources))
 	if got := slices.Compact(api.watched); !slices.Equal(want, []string{"*"}) && !slices.Equal(got, want) {
 		t.Errorf("watches %v, declared are %v", got, want)
 	}
-	if resident, err := guest.Resident(); err != nil || resident > 8<<20 {
+	if resident, err := guest.Resident(); err != nil || resident > 10<<20 {
 		t.Errorf("idle, %d KiB of memory are its own (%v)", resident>>10, err)
 	}
+}
+
+// setUp is what a server starts a guest with.
+func setUp(t *testing.T, name string) (encoded []byte, files map[string]string) {
+	t.Helper()
+	data := paths.Data(t.TempDir())
+	cluster, err := pki.LoadCluster(data, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := netip.MustParsePrefix("10.43.0.0/16")
+	if err := cluster.EnsureServer(pki.ClusterNames{ServiceCIDR: service, Domain: "cluster.local"}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := servercontrollers.New(servercontrollers.Config{Data: data, ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: service})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var o options.Options
+	if name == options.Scheduler {
+		s, err := scheduler.New(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.Configuration(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Scheduler = &options.SchedulerOptions{Config: c.Config, UnschedulableSeconds: int64(c.Unschedulable.Seconds())}
+	} else {
+		if o.ControllerManager, err = m.Configuration(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if files, err = m.Files(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if encoded, err = json.Marshal(o); err != nil {
+		t.Fatal(err)
+	}
+	return encoded, files
 }
 
 // emptyAPI is an API server that has no objects, as a guest's host.
@@ -105,15 +150,23 @@ func (a *emptyAPI) Random(b []byte) {
 
 type object = map[string]any
 
-// kinds are those that discovery offers, by resource.
-var kinds = map[string]string{
-	"pods": "Pod", "nodes": "Node", "services": "Service", "endpoints": "Endpoints", "namespaces": "Namespace",
-	"serviceaccounts": "ServiceAccount", "configmaps": "ConfigMap",
-	"deployments.apps": "Deployment", "replicasets.apps": "ReplicaSet", "daemonsets.apps": "DaemonSet",
-	"endpointslices.discovery.k8s.io": "EndpointSlice", "leases.coordination.k8s.io": "Lease",
-	"customresourcedefinitions.apiextensions.k8s.io": "CustomResourceDefinition",
-	"apiservices.apiregistration.k8s.io":             "APIService",
-}
+// kinds are those that discovery offers, by resource: what is declared by name, and
+// what defines kinds.
+var kinds = func() map[string]string {
+	kinds := map[string]string{
+		"customresourcedefinitions.apiextensions.k8s.io": "CustomResourceDefinition",
+		"apiservices.apiregistration.k8s.io":             "APIService",
+	}
+	types := resourceTypes()
+	for _, d := range controllers.All() {
+		for _, r := range slices.AppendSeq(slices.Clone(d.Resources), maps.Keys(d.Wait)) {
+			if typ := types[r]; typ != nil {
+				kinds[r] = typ.Name()
+			}
+		}
+	}
+	return kinds
+}()
 
 // Request implements runtime.Host.
 func (a *emptyAPI) Request(encoded []byte) uint32 {
@@ -123,11 +176,14 @@ func (a *emptyAPI) Request(encoded []byte) uint32 {
 		return abi.ErrFormat
 	}
 	u, err := url.Parse(r.URL)
-	if err != nil || r.Method != http.MethodGet {
+	// Even on an empty cluster there is something to make: the bundle of the API
+	// server's authority.
+	makes := r.Method == http.MethodPost && strings.HasSuffix(r.URL, "/clustertrustbundles")
+	if err != nil || r.Method != http.MethodGet && !makes {
 		a.t.Errorf("%s %s on an empty cluster", r.Method, r.URL)
 		return abi.ErrFormat
 	}
-	if agent := r.Header.Get("User-Agent"); !strings.HasPrefix(agent, "kube-controller-manager/") {
+	if agent := r.Header.Get("User-Agent"); !strings.HasPrefix(agent, "kube-controller-manager/") && !strings.HasPrefix(agent, "kube-scheduler/") {
 		a.t.Errorf("user agent %q would own other fields than upstream's controllers do", agent)
 	}
 	// /api/v1/pods, /apis/apps/v1/deployments
@@ -148,6 +204,11 @@ func (a *emptyAPI) Request(encoded []byte) uint32 {
 	}
 	if kind == "" {
 		a.t.Errorf("no such resource: %s", u.Path)
+	}
+	if makes {
+		a.reply(r.Stream, object{"kind": kind, "apiVersion": version, "metadata": object{"resourceVersion": "2"}})
+		a.mailbox.Push(abi.FrameEnd, r.Stream, nil)
+		return abi.OK
 	}
 	if u.Query().Get("watch") == "" {
 		a.reply(r.Stream, object{"kind": kind + "List", "apiVersion": version, "metadata": object{"resourceVersion": "1"}, "items": []object{}})

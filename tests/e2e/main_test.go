@@ -103,6 +103,9 @@ func theNode(t *testing.T) *world {
 	return started
 }
 
+// nativeController runs natively in mode wasm too.
+const nativeController = "ttl-controller"
+
 // startNode starts the node with good and broken files; see TestBrokenFiles.
 func startNode(t *testing.T) (*world, error) {
 	broken, err := brokenArchives(t.TempDir())
@@ -113,7 +116,7 @@ func startNode(t *testing.T) (*world, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
 	n, err := node.Start(ctx, node.Config{
-		Binary: *binaryFlag, Images: archives, Name: nodeName, Args: []string{"--controller-mode=" + mode},
+		Binary: *binaryFlag, Images: archives, Name: nodeName, Args: []string{"--controller-mode=" + mode, "--native-controllers=" + nativeController},
 	})
 	if err != nil {
 		return nil, err

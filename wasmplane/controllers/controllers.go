@@ -84,7 +84,8 @@ type Heartbeat struct {
 }
 
 const (
-	serviceAccount = "system:serviceaccount:kube-system:"
+	serviceAccount    = "system:serviceaccount:kube-system:"
+	controllerManager = "system:kube-controller-manager"
 
 	// A controller that watches pods needs about 10 KiB for each of them.
 	memoryLimit = 512 << 20
@@ -93,20 +94,69 @@ const (
 	runLimit = time.Minute
 )
 
-// All returns every declaration, in the order in which upstream lists them.
+// onlyWith is Without for resources that concern a controller only while it knows
+// an object of another one, usually that which it is for.
+func onlyWith(one string, resources ...string) map[string][]string {
+	m := map[string][]string{}
+	for _, r := range resources {
+		m[r] = []string{one}
+	}
+	return m
+}
+
+// All returns every declaration: the controllers in the order in which upstream
+// lists their names, and the scheduler.
 func All() []Declaration {
 	return []Declaration{
+		serviceAccountToken,
 		endpoints,
 		endpointSlice,
+		endpointSliceMirroring,
+		replicationController,
 		podGarbageCollector,
+		resourceQuota,
 		namespace,
 		serviceAccounts,
 		garbageCollector,
+		daemonSet,
+		job,
 		deployment,
 		replicaSet,
+		horizontalPodAutoscaler,
+		disruption,
+		statefulSet,
+		cronJob,
+		signingRequestSigning,
+		signingRequestApproving,
+		signingRequestCleaner,
+		podCertificateRequestCleaner,
+		ttl,
+		bootstrapSigner,
+		tokenCleaner,
 		nodeIPAM,
 		nodeLifecycle,
 		taintEviction,
+		deviceTaintEviction,
+		persistentVolumeBinder,
+		persistentVolumeAttachDetach,
+		persistentVolumeExpander,
+		clusterRoleAggregation,
+		persistentVolumeClaimProtection,
+		persistentVolumeProtection,
+		podGroupProtection,
+		ttlAfterFinished,
 		rootCAPublisher,
+		clusterTrustBundlePublisher,
+		ephemeralVolumes,
+		storageVersionGarbageCollector,
+		resourceClaim,
+		resourcePoolStatusRequest,
+		legacyServiceAccountTokenCleaner,
+		validatingAdmissionPolicyStatus,
+		volumeAttributesClassProtection,
+		serviceCIDR,
+		storageVersionMigrator,
+		seLinuxWarning,
+		scheduler,
 	}
 }

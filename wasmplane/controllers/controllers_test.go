@@ -13,7 +13,8 @@ func TestDeclarations(t *testing.T) {
 			t.Errorf("%s is declared twice", d.Name)
 		}
 		seen[d.Name] = true
-		if !strings.HasPrefix(d.Identity, serviceAccount) {
+		users := []string{controllerManager, "system:kube-scheduler"}
+		if !strings.HasPrefix(d.Identity, serviceAccount) && !slices.Contains(users, d.Identity) {
 			t.Errorf("%s: identity %q", d.Name, d.Identity)
 		}
 		if d.MemoryLimit <= 0 || d.RunLimit <= 0 {
@@ -22,8 +23,41 @@ func TestDeclarations(t *testing.T) {
 		all := slices.Contains(d.Resources, "*")
 		watched := func(r string) bool { return all || slices.Contains(d.Resources, r) }
 		for r := range d.Wait {
-			if !watched(r) {
+			if r != "*" && !watched(r) {
 				t.Errorf("%s: events of %s may wait, but are not watched", d.Name, r)
+			}
+		}
+		for r, kinds := range d.Owned {
+			if !watched(r) || len(kinds) == 0 {
+				t.Errorf("%s: owners %v of %s", d.Name, kinds, r)
+			}
+		}
+		for r, fields := range d.Having {
+			if !watched(r) || len(fields) == 0 {
+				t.Errorf("%s: %s having %v", d.Name, r, fields)
+			}
+			for _, f := range fields {
+				if f.Name == "" || len(f.Path) == 0 {
+					t.Errorf("%s: %s having %+v", d.Name, r, f)
+				}
+			}
+		}
+		for r, others := range d.Without {
+			if !watched(r) || len(others) == 0 || slices.Contains(others, r) {
+				t.Errorf("%s: %s without %v", d.Name, r, others)
+			}
+			for _, o := range others {
+				_, owned := d.Owned[o]
+				_, having := d.Having[o]
+				_, without := d.Without[o]
+				if o == "*" || !watched(o) || mayWait(d, o)&Added != 0 || owned || having || without {
+					t.Errorf("%s: %s wait until there are %s, which do not wake it when they come", d.Name, r, o)
+				}
+			}
+		}
+		for _, r := range d.TimersFor {
+			if r == "*" || !watched(r) {
+				t.Errorf("%s: timers are for %s, which is not watched", d.Name, r)
 			}
 		}
 		for _, r := range d.Grants {
@@ -37,9 +71,10 @@ func TestDeclarations(t *testing.T) {
 	}
 }
 
-func TestDefaults(t *testing.T) {
-	o := Options{NodeCIDRMaskSize: 26}.WithDefaults()
-	if o.NodeCIDRMaskSize != 26 || o.NodeCIDRMaskSizeIPv6 != 64 || o.ConcurrentGCSyncs != 20 {
-		t.Errorf("%+v", o)
+// mayWait are the events of a resource that need not wake the controller.
+func mayWait(d Declaration, resource string) Events {
+	if e, ok := d.Wait[resource]; ok {
+		return e
 	}
+	return d.Wait["*"]
 }

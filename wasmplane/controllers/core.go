@@ -4,11 +4,10 @@ import "time"
 
 // Upstream's names.
 const (
-	NamespaceController       = "namespace-controller"
-	ServiceAccountController  = "serviceaccount-controller"
-	RootCAPublisherController = "root-ca-certificate-publisher-controller"
-	GarbageCollector          = "garbage-collector-controller"
-	PodGarbageCollector       = "pod-garbage-collector-controller"
+	NamespaceController      = "namespace-controller"
+	ServiceAccountController = "serviceaccount-controller"
+	GarbageCollector         = "garbage-collector-controller"
+	PodGarbageCollector      = "pod-garbage-collector-controller"
 )
 
 var namespace = Declaration{
@@ -26,19 +25,8 @@ var serviceAccounts = Declaration{
 	Identity:  serviceAccount + "service-account-controller",
 	Resources: []string{"serviceaccounts", "namespaces"},
 	Grants:    []string{"serviceaccounts", "namespaces"},
-	// Of accounts it handles only deletions.
-	Wait:        map[string]Events{"serviceaccounts": Any &^ Deleted},
-	MemoryLimit: memoryLimit,
-	RunLimit:    runLimit,
-}
-
-var rootCAPublisher = Declaration{
-	Name:      RootCAPublisherController,
-	Identity:  serviceAccount + "root-ca-cert-publisher",
-	Resources: []string{"configmaps", "namespaces"},
-	Grants:    []string{"configmaps", "namespaces"},
-	// Of ConfigMaps it handles only updates and deletions of its own.
-	Wait:        map[string]Events{"configmaps": Added},
+	// Of accounts it handles only deletions; and nothing of namespaces that end.
+	Wait:        map[string]Events{"serviceaccounts": Any &^ Deleted, "namespaces": Terminating | Deleted},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }
@@ -68,6 +56,23 @@ var podGarbageCollector = Declaration{
 	// more finished ones than the threshold.
 	Wait:        map[string]Events{"pods": Any, "nodes": Added | Modified},
 	TimerSlack:  5 * time.Minute,
+	MemoryLimit: memoryLimit,
+	RunLimit:    runLimit,
+}
+
+var clusterRoleAggregation = Declaration{
+	Name:        "clusterrole-aggregation-controller",
+	Identity:    serviceAccount + "clusterrole-aggregation-controller",
+	Resources:   []string{"clusterroles.rbac.authorization.k8s.io"},
+	MemoryLimit: memoryLimit,
+	RunLimit:    runLimit,
+}
+
+var validatingAdmissionPolicyStatus = Declaration{
+	Name:        "validatingadmissionpolicy-status-controller",
+	Identity:    serviceAccount + "validatingadmissionpolicy-status-controller",
+	Resources:   []string{"validatingadmissionpolicies.admissionregistration.k8s.io"},
+	Wait:        map[string]Events{"validatingadmissionpolicies.admissionregistration.k8s.io": Deleted},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

@@ -7,9 +7,11 @@ const (
 )
 
 var endpoints = Declaration{
-	Name:        EndpointsController,
-	Identity:    serviceAccount + "endpoint-controller",
-	Resources:   []string{"services", "pods", "endpoints"},
+	Name:      EndpointsController,
+	Identity:  serviceAccount + "endpoint-controller",
+	Resources: []string{"services", "pods", "endpoints"},
+	// Of endpoints it handles only deletions.
+	Wait:        map[string]Events{"endpoints": Any &^ Deleted},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }
@@ -20,6 +22,27 @@ var endpointSlice = Declaration{
 	Resources: []string{"services", "pods", "nodes", "endpointslices.discovery.k8s.io"},
 	// Nodes matter for topology hints alone, which follow slowly by design.
 	Wait:        map[string]Events{"nodes": Modified},
+	MemoryLimit: memoryLimit,
+	RunLimit:    runLimit,
+}
+
+// endpointSliceMirroring is for services without a selector, and there is always
+// one: kubernetes.
+var endpointSliceMirroring = Declaration{
+	Name:        "endpointslice-mirroring-controller",
+	Identity:    serviceAccount + "endpointslicemirroring-controller",
+	Resources:   []string{"endpoints", "endpointslices.discovery.k8s.io", "services"},
+	MemoryLimit: memoryLimit,
+	RunLimit:    runLimit,
+}
+
+var serviceCIDR = Declaration{
+	Name:      "service-cidr-controller",
+	Identity:  serviceAccount + "service-cidrs-controller",
+	Resources: []string{"servicecidrs.networking.k8s.io", "ipaddresses.networking.k8s.io"},
+	// An address that goes may be the last of a range that is being deleted. One
+	// that comes is counted before a range is let go.
+	Wait:        map[string]Events{"ipaddresses.networking.k8s.io": Any &^ Deleted},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

@@ -46,3 +46,14 @@ var taintEviction = Declaration{
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }
+
+var ttl = Declaration{
+	Name:      "ttl-controller",
+	Identity:  serviceAccount + "ttl-controller",
+	Resources: []string{"nodes"},
+	// It writes an annotation that depends on how many nodes there are, in steps of
+	// hundreds. Upstream, too, writes it to the older ones when they change next.
+	Wait:        map[string]Events{"nodes": Any &^ Added},
+	MemoryLimit: memoryLimit,
+	RunLimit:    runLimit,
+}

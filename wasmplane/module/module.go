@@ -94,6 +94,7 @@ func EngineConfig() (*wasmtime.Config, error) {
 		return nil, fmt.Errorf("setting the target %s: %w", target, err)
 	}
 	c.SetEpochInterruption(true)
+	c.SetCraneliftOptLevel(wasmtime.OptLevelSpeedAndSize)
 	c.SetNativeUnwindInfo(false) // needed by debuggers only
 	return c, nil
 }

@@ -13,6 +13,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // world is an API server of one resource, /objects, which can be listed, and
@@ -28,6 +31,9 @@ type world struct {
 	open    int // that go on
 	lists   int // that were asked for
 	ended   int // how often all watches were ended
+
+	// encode makes an event as in protobuf; nil: events are lines of JSON.
+	encode func(typ string, meta metav1.ObjectMeta, value string) []byte
 }
 
 // stored is an object as it is now.
@@ -63,12 +69,15 @@ func (w *world) put(typ, name, value string) {
 	case "ADDED", "MODIFIED":
 		w.objects[name] = o
 	}
-	w.events = append(w.events, o.event(typ, name, nil))
+	w.events = append(w.events, w.event(typ, name, o, nil))
 	w.announce()
 }
 
-// event is a line of a watch.
-func (o stored) event(typ, name string, annotations map[string]string) string {
+// event is one of a watch.
+func (w *world) event(typ, name string, o stored, annotations map[string]string) string {
+	if w.encode != nil {
+		return string(w.encode(typ, metav1.ObjectMeta{Name: name, UID: types.UID(o.uid), ResourceVersion: o.revision, Annotations: annotations}, o.value))
+	}
 	b, _ := json.Marshal(map[string]any{"type": typ, "object": map[string]any{
 		"metadata": map[string]any{"name": name, "uid": o.uid, "resourceVersion": o.revision, "annotations": annotations},
 		"value":    o.value,
@@ -189,7 +198,11 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 	a.open++
 	pr, pw := io.Pipe()
 	go a.serve(r.Context(), pw, initial, from, a.cut, a.ended)
-	return respond(http.StatusOK, pr), nil
+	resp := respond(http.StatusOK, pr)
+	if a.encode != nil {
+		resp.Header.Set("Content-Type", "application/vnd.kubernetes.protobuf;stream=watch")
+	}
+	return resp, nil
 }
 
 // list is the metadata of all objects.
@@ -208,10 +221,10 @@ func (w *world) list() []byte {
 func (w *world) initialEvents() string {
 	var lines strings.Builder
 	for name, o := range w.objects {
-		lines.WriteString(o.event("ADDED", name, nil))
+		lines.WriteString(w.event("ADDED", name, o, nil))
 	}
 	now := stored{revision: strconv.Itoa(len(w.events) + 1)}
-	lines.WriteString(now.event(bookmark, "", map[string]string{initialEndAnnotation: "true"}))
+	lines.WriteString(w.event(bookmark, "", now, map[string]string{initialEndAnnotation: "true"}))
 	return lines.String()
 }
 

@@ -25,11 +25,16 @@ import (
 // and none has a newer version.
 
 // members is a digest of the set of objects that a guest was told of: the sum of
-// hashes of their UIDs.
+// hashes of their UIDs, and how many they are.
 type members struct {
-	known bool // all events since the empty set were seen
-	sum   uint64
+	known     bool // all events since the empty set were seen
+	sum       uint64
+	uncounted bool // the sum is from a snapshot without the count
+	count     int
 }
+
+// none says that the set is known to be empty.
+func (m members) none() bool { return m.known && !m.uncounted && m.count == 0 }
 
 // note follows an event that is delivered. joins is the event's own, or that of
 // all events of the object that it stands for.
@@ -40,6 +45,7 @@ func (m *members) note(e event, joins int) {
 		m.known = false
 	default:
 		m.sum += uint64(joins) * xxhash.Sum64String(e.UID)
+		m.count += joins
 	}
 }
 

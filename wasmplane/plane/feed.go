@@ -24,7 +24,8 @@ type feeds struct {
 	// Guards what follows and all feeds. It is taken before any guest.mu, and held
 	// while an event is handed to all followers, which takes some microseconds.
 	mu   sync.Mutex
-	open map[string]*feed // by exchange.feedKey
+	open map[string]*feed   // by exchange.feedKey
+	past map[string]*prints // of feeds that have ended, by the same
 }
 
 // feed is one watch in the API server, and the guests' watches that follow it.
@@ -39,7 +40,7 @@ type feed struct {
 }
 
 func newFeeds() *feeds {
-	s := &feeds{open: map[string]*feed{}}
+	s := &feeds{open: map[string]*feed{}, past: map[string]*prints{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -76,6 +77,8 @@ func (s *feeds) share(x *exchange, w *apiWatch) bool {
 		w.close()
 	default:
 		w.detach()
+		w.prints.inherit(s.past[key])
+		delete(s.past, key)
 		f = &feed{apiWatch: w, feeds: s, key: key, newest: seen}
 		s.open[key] = f
 		s.running.Go(f.run)
@@ -124,6 +127,7 @@ func (f *feed) hand(ev event, raw []byte) bool {
 	if err != nil {
 		return false
 	}
+	ev.Refresh = f.prints.note(ev, raw)
 	f.feeds.mu.Lock()
 	defer f.feeds.mu.Unlock()
 	if ev.Type != bookmark {
@@ -155,6 +159,9 @@ func (f *feed) end(expired []byte) {
 	f.feeds.mu.Lock()
 	defer f.feeds.mu.Unlock()
 	f.forget()
+	if f.prints.newerThan(f.feeds.past[f.key]) {
+		f.feeds.past[f.key] = f.prints
+	}
 	for _, x := range f.followers {
 		x.feed = nil
 		x.goOn(expired)

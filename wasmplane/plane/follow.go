@@ -43,6 +43,7 @@ var (
 type apiWatch struct {
 	*http.Response
 	*eventReader // if the API server agreed
+	prints       *prints
 	cancel       context.CancelFunc
 	detach       func() bool // from the exchange that asked for it
 }
@@ -70,6 +71,7 @@ func (x *exchange) openWatch(query url.Values) (*apiWatch, error) {
 			w.close()
 			return nil, err
 		}
+		w.prints = newPrints(x.resource, query)
 	}
 	return w, nil
 }
@@ -77,9 +79,7 @@ func (x *exchange) openWatch(query url.Values) (*apiWatch, error) {
 // runWatch opens a watch as the guest asks for it.
 func (x *exchange) runWatch() error {
 	g, query := x.guest, x.url.Query()
-	g.mu.Lock()
-	x.members.known = query.Get("sendInitialEvents") == "true"
-	g.mu.Unlock()
+	x.begin()
 	w, err := x.openWatch(query)
 	if err != nil {
 		return err
@@ -96,6 +96,16 @@ func (x *exchange) runWatch() error {
 		g.settle(x)
 	}
 	return x.keep(w, nil)
+}
+
+// begin notes what is known of the watch's objects before its first event.
+func (x *exchange) begin() {
+	x.guest.mu.Lock()
+	defer x.guest.mu.Unlock()
+	x.members.known = x.url.Query().Get("sendInitialEvents") == "true"
+	if x.members.known {
+		x.resumeFields([]uint64{})
+	}
 }
 
 // resumable says that a watch can go on from a version.
@@ -196,6 +206,9 @@ func (x *exchange) read(w *apiWatch) (expired []byte, err error) {
 			return nil, errFollows
 		}
 		ev, raw, err := w.next()
+		if err == nil {
+			w.prints.note(ev, raw) // for the feed that this watch may become
+		}
 		switch {
 		case err != nil:
 		case ev.Type == errorEvent:
@@ -264,11 +277,12 @@ func (x *exchange) take(ev event, raw []byte) {
 		x.seen = ev.Revision
 	}
 	g.noteHeartbeat(x, ev)
-	if x.settled && g.mayWait(x, ev) {
-		x.wait(ev, raw)
-		return
-	}
-	if !x.settled || !g.needNotWake(x, ev) {
+	if x.settled && g.needNotWake(x, ev, raw) {
+		if g.mayWait(ev) {
+			x.wait(ev, raw)
+			return
+		}
+	} else {
 		g.stirred = time.Now()
 	}
 	reason := ev.Type + " " + x.resource
@@ -276,7 +290,7 @@ func (x *exchange) take(ev event, raw []byte) {
 		reason += " " + strings.TrimPrefix(ev.Namespace+"/"+ev.Name, "/")
 	}
 	x.push(abi.FrameBody, raw, reason)
-	x.members.note(ev, ev.joins())
+	x.told(ev, raw, ev.joins())
 	x.delivered = x.seen
 }
 

@@ -31,9 +31,10 @@ const (
 	worthSleeping = 10 * time.Second
 
 	// slackAfter is how long nothing may have stirred a guest before its
-	// declaration's slack holds. Until then its next timer may be one that cannot
-	// wait: another attempt at what has failed.
-	slackAfter = 10 * time.Second
+	// declaration's slack, or its TimersFor, holds. Until then its next timer may be
+	// one that cannot wait: another attempt at what has failed. The scheduler waits for
+	// up to 10 seconds before one.
+	slackAfter = 12 * time.Second
 
 	// lingerForResponse is how long an idle guest with a request under way waits
 	// in place. The API server answers most requests within some milliseconds.
@@ -88,7 +89,8 @@ type guest struct {
 	log       *logrus.Entry
 	transport http.RoundTripper
 	start     []byte // payload of the Start frame, without the seed
-	startSum  string // its digest
+	files     map[string]string
+	startSum  string // see digest
 	mailbox   *runtime.Mailbox
 	notify    chan struct{} // something is in the mailbox
 	commands  chan command
@@ -119,6 +121,8 @@ type guest struct {
 	stirred      time.Time     // last wake, response, or event that would have woken it
 	marked       bool          // the snapshot is behind the cluster
 	stats        Detail
+	woke         lastMinute
+	lastWakes    []Wake
 	stopping     bool            // the plane ends: park as soon as idle
 	base         context.Context // of all exchanges
 	cancel       context.CancelFunc
@@ -165,15 +169,36 @@ func poke(ch chan struct{}) {
 
 // prepare sets what is known only once the server runs.
 func (g *guest) prepare(host Host) error {
-	start, err := json.Marshal(abi.Start{Controller: g.Name, Options: host.Options, Verbosity: g.plane.config.Verbosity})
+	var setup Setup
+	if host.Setup != nil {
+		var err error
+		if setup, err = host.Setup(g.Name); err != nil {
+			return err
+		}
+	}
+	start, err := json.Marshal(abi.Start{Controller: g.Name, Options: setup.Options, Verbosity: g.plane.config.Verbosity})
 	if err != nil {
 		return fmt.Errorf("encoding the options of %s: %w", g.Name, err)
 	}
-	sum := sha256.Sum256(start)
-	g.start, g.startSum = start, hex.EncodeToString(sum[:8])
+	g.start, g.files = start, setup.Files
+	g.startSum = g.digest()
 	g.transport = host.Transport(g.Identity)
 	g.base, g.cancel = context.WithCancel(context.Background())
 	return nil
+}
+
+// digest identifies what a snapshot relies on: the payload of the Start frame, the
+// files, and what of the declaration went into the heads of its watches.
+func (g *guest) digest() string {
+	h := sha256.New()
+	h.Write(g.start)
+	for _, path := range slices.Sorted(maps.Keys(g.files)) {
+		fmt.Fprintf(h, "%q%q", path, g.files[path])
+	}
+	if len(g.Having) > 0 {
+		_ = json.NewEncoder(h).Encode(g.Having) // plain data, in a fixed order
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // loop owns the guest's memory until ctx is done.
@@ -272,6 +297,9 @@ func (g *guest) timerDue() time.Duration {
 	if g.nextTimer < 0 {
 		return never
 	}
+	if g.inst == nil && g.quiet && g.timersRest() {
+		return never
+	}
 	due := g.nextTimer - g.plane.clock.now()
 	if g.inst == nil && g.TimerSlack > 0 && g.quiet {
 		due += min(g.TimerSlack, g.heartbeatSlack(time.Now(), due))
@@ -314,6 +342,7 @@ func (g *guest) noteHeartbeat(x *exchange, ev event) {
 func (g *guest) sleepIn(now time.Time) time.Duration {
 	g.mu.Lock()
 	underWay, next, slack, stirred, warm := g.underWay, g.nextTimer, g.TimerSlack, g.stirred, g.warm
+	rest := next >= 0 && g.timersRest()
 	if slack > 0 {
 		slack = min(slack, g.heartbeatSlack(now, 0))
 	}
@@ -322,13 +351,13 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 		return never // its response will come, and with it a run
 	}
 	at := stirred.Add(warm)
-	if quiet := stirred.Add(slackAfter); g.TimerSlack > 0 && quiet.After(at) {
+	if quiet := stirred.Add(slackAfter); (g.TimerSlack > 0 || rest) && quiet.After(at) {
 		at = quiet
 	}
 	if g.saveAfter.After(at) {
 		at = g.saveAfter
 	}
-	if next >= 0 && next+slack-g.plane.clock.now()-at.Sub(now) < worthSleeping {
+	if next >= 0 && !rest && next+slack-g.plane.clock.now()-at.Sub(now) < worthSleeping {
 		return never // a timer runs first, and the question comes again
 	}
 	return at.Sub(now)
@@ -370,7 +399,7 @@ func (g *guest) resume(ctx context.Context) bool {
 	case g.plane.marks.InDoubt(g.Name):
 		err = errors.New("after a crash or a power cut it may be older than what the controller did")
 	case head.Start != g.startSum:
-		err = errors.New("its options are others now")
+		err = errors.New("its options or its declaration are others now")
 	case head.Generation != g.plane.host.Datastore.Previous:
 		err = errors.New("it was not saved in the run before this one")
 	case head.Revision > g.plane.host.Datastore.Revision:
@@ -599,19 +628,20 @@ func (g *guest) Linger(next time.Duration) time.Duration {
 	return linger
 }
 
-// mayWait reports whether an event need not wake the guest; guest.mu is held.
-// While the guest is in memory nothing waits.
-func (g *guest) mayWait(x *exchange, ev event) bool {
-	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.needNotWake(x, ev) && g.waitingBytes < maxWaiting
+// mayWait reports whether an event that need not wake the guest can be kept for
+// later; guest.mu is held. While the guest is in memory nothing waits.
+func (g *guest) mayWait(ev event) bool {
+	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.waitingBytes < maxWaiting
 }
 
-// needNotWake reports what the declaration says of an event.
-func (g *guest) needNotWake(x *exchange, ev event) bool {
+// needNotWake reports what the declaration says of an event; guest.mu is held.
+func (g *guest) needNotWake(x *exchange, ev event, raw []byte) bool {
 	wait, named := g.Wait[x.resource]
 	if !named {
 		wait = g.Wait["*"]
 	}
-	return wait&ev.kind() != 0
+	kind := ev.kind()
+	return kind != 0 && (wait&kind != 0 || ev.Refresh || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw))
 }
 
 // flushWaiting delivers what waited; guest.mu is held.
@@ -670,10 +700,12 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 			g.warm = adapt(g.warm, now.Sub(g.sleptAt), g.plane.config.IdleTimeout)
 		}
 		g.stats.Wakes++
+		g.woke.add(g.plane.clock.now())
 		g.stats.LastWake, g.stats.LastWakeReason = &now, reason
+		g.lastWakes = append(g.lastWakes[max(0, len(g.lastWakes)-keptWakes+1):], Wake{now, reason})
 		g.plane.metrics.wakes.WithLabelValues(g.Name, class).Inc()
 		if was == Asleep && !arrived.IsZero() {
-			g.plane.metrics.wakeSeconds.Observe(time.Since(arrived).Seconds())
+			g.plane.metrics.wakeSeconds.WithLabelValues(g.Name).Observe(time.Since(arrived).Seconds())
 		}
 	}
 	g.mu.Unlock()
@@ -768,6 +800,7 @@ func (g *guest) instantiate() (*runtime.Instance, error) {
 		Mailbox: g.mailbox,
 		Memory:  g.MemoryLimit,
 		Run:     g.RunLimit,
+		Files:   g.files,
 	})
 }
 
@@ -847,6 +880,7 @@ func (g *guest) sleep() error {
 	g.sleptAt = now
 	g.stats.SnapshotBytes = size
 	g.stats.SnapshotAt = &now
+	g.stats.WrittenBytes += int64(written)
 	if !g.mailbox.Empty() { // needed again while it was saved
 		g.warm = adapt(g.warm, 0, g.plane.config.IdleTimeout)
 		g.mu.Unlock()
@@ -998,12 +1032,14 @@ func (g *guest) detail() Detail {
 	defer g.mu.Unlock()
 	d := g.stats
 	d.Name, d.Identity, d.Module, d.State = g.Name, g.Identity, g.plane.config.ModuleName, g.state
+	d.WakesLastMinute = g.woke.count(g.plane.clock.now())
 	if g.nextTimer >= 0 {
 		at := time.Now().Add(g.nextTimer - g.plane.clock.now())
 		d.NextTimer = &at
 	}
 	d.MemoryLimit, d.RunLimit, d.TimerSlack = g.MemoryLimit, g.RunLimit.String(), g.TimerSlack.String()
 	d.WarmTime = g.warm.String()
+	d.LastWakes = slices.Clone(g.lastWakes)
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		if x := g.exchanges[id]; x.watch {
 			d.Streams = append(d.Streams, StreamStatus{ID: x.id, URL: x.url.RequestURI(), Revision: x.seen, Waiting: len(x.waiting)})

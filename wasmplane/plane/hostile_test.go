@@ -215,10 +215,11 @@ func attack(t *testing.T, name string, run time.Duration, prepare func(*hostile)
 		log := logrus.New()
 		log.SetOutput(h.log)
 		c.Log = logrus.NewEntry(log)
-		var err error
-		if host.Options, err = json.Marshal(name); err != nil {
+		options, err := json.Marshal(name)
+		if err != nil {
 			t.Fatal(err)
 		}
+		host.Setup = func(string) (Setup, error) { return Setup{Options: options}, nil }
 		host.Transport = func(user string) http.RoundTripper {
 			if user == "bad" {
 				return h.victim

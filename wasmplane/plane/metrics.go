@@ -5,7 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 // metrics are the plane's, for the API server's /metrics.
 type metrics struct {
 	wakes        *prometheus.CounterVec
-	wakeSeconds  prometheus.Histogram
+	wakeSeconds  *prometheus.HistogramVec
 	saveSeconds  prometheus.Histogram
 	written      prometheus.Counter
 	restarts     *prometheus.CounterVec
@@ -16,17 +16,17 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
-	latency := []float64{.0005, .001, .002, .003, .005, .0075, .01, .015, .025, .05, .1, .25, 1}
+	latency := []float64{.0005, .001, .0015, .002, .0025, .003, .004, .005, .0075, .01, .015, .025, .05, .1, .25, 1}
 	return &metrics{
 		wakes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "dormouse_wasm_wakes_total",
 			Help: "How often a controller was brought back into memory, by controller and class of reason (event, timer, start, command).",
 		}, []string{"controller", "reason"}),
-		wakeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+		wakeSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "dormouse_wasm_wake_seconds",
-			Help:    "Time from an event that reaches a sleeping controller until the controller runs.",
+			Help:    "Time from an event that reaches a sleeping controller until the controller runs, by controller.",
 			Buckets: latency,
-		}),
+		}, []string{"controller"}),
 		saveSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "dormouse_wasm_save_seconds",
 			Help:    "Time to save the snapshot of a controller, with the wait for the disk.",

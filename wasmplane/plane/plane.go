@@ -65,8 +65,16 @@ type Host struct {
 	// Transport reaches the API server, the same for all, as the given user.
 	Transport func(user string) http.RoundTripper
 	Datastore Datastore
-	Native    []string        // controllers that run natively, for the list
-	Options   json.RawMessage // the guests' options
+	Native    []string // controllers that run natively, for the list
+	// Setup says what a guest is started with; nil: nothing. A snapshot of a guest that
+	// was started with something else is not used.
+	Setup func(name string) (Setup, error)
+}
+
+// Setup is what a guest is started with.
+type Setup struct {
+	Options json.RawMessage
+	Files   map[string]string // that it can read, by path
 }
 
 // Plane runs the guests. Its methods are safe for concurrent use.
@@ -101,6 +109,7 @@ func New(config Config) *Plane {
 	p.recheck.Stop()
 	for _, d := range config.Guests {
 		p.guests = append(p.guests, newGuest(p, d))
+		p.metrics.wakeSeconds.WithLabelValues(d.Name) // it is there before the first wake
 	}
 	return p
 }

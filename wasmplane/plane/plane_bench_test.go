@@ -44,7 +44,7 @@ func newBenchmarked(b *testing.B, cache int) *benchmarked {
 	host := Host{
 		Transport: func(string) http.RoundTripper { return a },
 		Datastore: Datastore{ID: "store", Previous: "one", Generation: "one", Revision: 1 << 40},
-		Options:   json.RawMessage(strconv.Itoa(cache)),
+		Setup:     func(string) (Setup, error) { return Setup{Options: json.RawMessage(strconv.Itoa(cache))}, nil },
 	}
 	go func() { ended <- p.Run(ctx, host, func() { close(ready) }) }()
 	select {

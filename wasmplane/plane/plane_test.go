@@ -2,7 +2,6 @@ package plane
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -230,16 +229,25 @@ func TestEventsThatWait(t *testing.T) {
 	a.await(t, "both results", func(m map[string]string) bool { return m["x"] != before && m["y"] != "" })
 }
 
+// options is a Host.Setup with the same options for all.
+func options(json string) func(string) (Setup, error) {
+	return func(string) (Setup, error) { return Setup{Options: []byte(json)}, nil }
+}
+
 func TestTimerRunsOnThroughSleepAndRestart(t *testing.T) {
 	a := newAPI()
 	dir := t.TempDir()
-	period := func(c *Config, h *Host) { h.Options = json.RawMessage(`"300ms"`) }
+	period := func(_ *Config, h *Host) { h.Setup = options(`"300ms"`) }
 	p := start(t, dir, a, controllers.Declaration{Name: "ticker"}, period)
 	awaitValue(t, a, "tick", "1")
 	p.evict(t)
 	awaitValue(t, a, "tick", "2")
-	if d := p.guest().detail(); d.LastWakeReason != reasonTimer {
+	d := p.guest().detail()
+	if d.LastWakeReason != reasonTimer {
 		t.Errorf("woken by %q", d.LastWakeReason)
+	}
+	if w := d.LastWakes; len(w) < 2 || w[0].Reason != reasonStart || w[len(w)-1].Reason != reasonTimer || !w[len(w)-1].At.Equal(*d.LastWake) {
+		t.Errorf("last wakes: %v", w)
 	}
 	p.stop()
 	start(t, dir, a, controllers.Declaration{Name: "ticker"}, period)
@@ -263,8 +271,12 @@ func TestSnapshotsThatDoNotFit(t *testing.T) {
 			"snapshot discarded, starting cold: it was not saved in the run before this one"},
 		"datastore lost its last commits": {func(_ string, _ *Config, h *Host) { h.Datastore.Revision = 1 },
 			"snapshot discarded, starting cold: it has seen revision 2, the datastore only 1"},
-		"other options": {func(_ string, _ *Config, h *Host) { h.Options = json.RawMessage(`{}`) },
-			"snapshot discarded, starting cold: its options are others now"},
+		"other options": {func(_ string, _ *Config, h *Host) { h.Setup = options(`{}`) },
+			"snapshot discarded, starting cold: its options or its declaration are others now"},
+		"other files": {func(_ string, _ *Config, h *Host) {
+			h.Setup = func(string) (Setup, error) { return Setup{Files: map[string]string{"/key": "another"}}, nil }
+		},
+			"snapshot discarded, starting cold: its options or its declaration are others now"},
 		"damaged store": {func(dir string, _ *Config, _ *Host) { damage(t, filepath.Join(dir, "snapshots.db")) },
 			"every guest starts cold"},
 		"truncated store": {func(dir string, _ *Config, _ *Host) {

@@ -63,6 +63,7 @@ func TestTimers(t *testing.T) {
 		slack     time.Duration
 		heartbeat controllers.Heartbeat
 		silent    time.Duration // since the last heartbeat; 0: there is none
+		objects   int           // that its timers are for; 0: it has timers for anything, -1: none
 		hasty     bool          // put to sleep before it was idle for a while
 		next      time.Duration // the guest's timer, from now; less than 0: none
 		warm      bool
@@ -82,6 +83,10 @@ func TestTimers(t *testing.T) {
 		"asleep, silence":               {next: min5, slack: time.Hour, heartbeat: lease, silent: time.Hour, due: min5},
 		"asleep, nobody to be silent":   {next: min5, slack: time.Hour, heartbeat: lease, due: min5 + time.Hour},
 		"asleep, little slack":          {next: min5, slack: 30 * time.Second, heartbeat: lease, silent: time.Second, due: min5},
+		"asleep, nothing to do":         {next: 5 * time.Second, objects: -1, due: never},
+		"asleep, an object":             {next: 5 * time.Second, objects: 1, due: 5 * time.Second},
+		"asleep, an object and slack":   {next: 5 * time.Second, objects: 1, slack: time.Hour, due: 5*time.Second + time.Hour},
+		"asleep too soon, nothing":      {next: 5 * time.Second, objects: -1, hasty: true, due: 5 * time.Second},
 		"asleep, overdue":               {next: 0, slack: 0, due: 0},
 		"warm, no timer":                {warm: true, next: -1, due: never, sleep: time.Minute},
 		"warm for a while":              {warm: true, next: -1, idle: 40 * time.Second, due: never, sleep: 20 * time.Second},
@@ -92,6 +97,9 @@ func TestTimers(t *testing.T) {
 		"warm, timer soon after":        {warm: true, next: time.Minute + worthSleeping/2, due: time.Minute + worthSleeping/2, sleep: never},
 		"warm, near timer with slack":   {warm: true, next: 5 * time.Second, slack: time.Hour, due: 5 * time.Second, sleep: time.Minute},
 		"warm, near timer and silence":  {warm: true, next: 5 * time.Second, slack: time.Hour, heartbeat: lease, silent: time.Hour, due: 5 * time.Second, sleep: never},
+		"warm, nothing to do":           {warm: true, next: 5 * time.Second, objects: -1, due: 5 * time.Second, sleep: time.Minute},
+		"warm, nothing to do for long":  {warm: true, next: 5 * time.Second, objects: -1, idle: time.Hour, due: 5 * time.Second, sleep: time.Minute - time.Hour},
+		"warm, an object":               {warm: true, next: 5 * time.Second, objects: 2, due: 5 * time.Second, sleep: never},
 		"warm, request under way":       {warm: true, next: -1, idle: time.Hour, underWay: 1, due: never, sleep: never},
 		"warm, could not be saved":      {warm: true, next: -1, idle: time.Hour, saveAfter: saveRetry, due: never, sleep: saveRetry},
 		"warm, could not be saved once": {warm: true, next: -1, saveAfter: -time.Hour, due: never, sleep: time.Minute},
@@ -108,6 +116,11 @@ func TestTimers(t *testing.T) {
 			}
 			if c.saveAfter != 0 {
 				b.saveAfter = now.Add(c.saveAfter)
+			}
+			if c.objects != 0 {
+				b.TimersFor = []string{"objects"}
+				b.exchanges[1] = &exchange{watch: true, resource: "objects", settled: true, cancel: func() {},
+					members: members{known: true, count: max(0, c.objects)}}
 			}
 			b.quiet = !c.hasty
 			b.state, b.underWay, b.stirred = Asleep, c.underWay, now.Add(-c.idle)

@@ -3,6 +3,7 @@ package plane
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"time"
 )
@@ -22,18 +23,20 @@ const (
 
 // Status is what `dormouse wasm list` shows of a controller.
 type Status struct {
-	Name           string     `json:"name"`
-	Identity       string     `json:"identity,omitempty"`
-	Module         string     `json:"module,omitempty"`
-	State          State      `json:"state"`
-	Wakes          int        `json:"wakes"`
-	LastWake       *time.Time `json:"lastWake,omitempty"`
-	LastWakeReason string     `json:"lastWakeReason,omitempty"`
-	NextTimer      *time.Time `json:"nextTimer,omitempty"`
-	ResidentBytes  int64      `json:"residentBytes"`
-	SnapshotBytes  int64      `json:"snapshotBytes"`
-	Restarts       int        `json:"restarts"`
-	LastError      string     `json:"lastError,omitempty"`
+	Name            string     `json:"name"`
+	Identity        string     `json:"identity,omitempty"`
+	Module          string     `json:"module,omitempty"`
+	State           State      `json:"state"`
+	Wakes           int        `json:"wakes"`
+	WakesLastMinute int        `json:"wakesLastMinute"`
+	LastWake        *time.Time `json:"lastWake,omitempty"`
+	LastWakeReason  string     `json:"lastWakeReason,omitempty"`
+	NextTimer       *time.Time `json:"nextTimer,omitempty"`
+	ResidentBytes   int64      `json:"residentBytes"`
+	SnapshotBytes   int64      `json:"snapshotBytes"`
+	WrittenBytes    int64      `json:"writtenBytes"` // to the snapshot database since the server started
+	Restarts        int        `json:"restarts"`
+	LastError       string     `json:"lastError,omitempty"`
 }
 
 // Detail is what `dormouse wasm inspect` shows.
@@ -47,8 +50,18 @@ type Detail struct {
 	TimerSlack  string         `json:"timerSlack"`
 	WarmTime    string         `json:"warmTime"` // how long it stays in memory when idle
 	SnapshotAt  *time.Time     `json:"snapshotAt,omitempty"`
+	LastWakes   []Wake         `json:"lastWakes"` // the last ten, oldest first
 	Streams     []StreamStatus `json:"streams"`
 }
+
+// Wake is one return of a guest into memory.
+type Wake struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
+}
+
+// keptWakes is how many wakes are remembered of each guest.
+const keptWakes = 10
 
 // StreamStatus is one watch of a guest.
 type StreamStatus struct {
@@ -127,4 +140,37 @@ func reply(w http.ResponseWriter, code int, body any) {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	_ = e.Encode(body) // the client may be gone
+}
+
+// lastMinute counts what happens, and forgets it after a minute. Its methods are
+// given the present time, which must not run backwards.
+type lastMinute struct {
+	counts [60]uint16 // by second
+	second int64      // of the newest count
+}
+
+// add counts one.
+func (m *lastMinute) add(now time.Duration) {
+	m.advance(now)
+	if n := &m.counts[m.second%60]; *n < math.MaxUint16 {
+		*n++
+	}
+}
+
+// count is how many there were in the last minute, to the second.
+func (m *lastMinute) count(now time.Duration) int {
+	m.advance(now)
+	n := 0
+	for _, c := range m.counts {
+		n += int(c)
+	}
+	return n
+}
+
+func (m *lastMinute) advance(now time.Duration) {
+	second := int64(now / time.Second)
+	for m.second = max(m.second, second-60); m.second < second; {
+		m.second++
+		m.counts[m.second%60] = 0
+	}
 }

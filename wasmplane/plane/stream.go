@@ -51,6 +51,7 @@ type exchange struct {
 	delivered string // resourceVersion up to which the guest was given them
 	attempts  int    // to renew the watch since something was seen of it
 	members   members
+	having    map[uint64]bool // see lacksFields; nil: not known
 	waiting   []waitingEvent
 }
 
@@ -130,17 +131,26 @@ func (g *guest) resumeExchange(s snapshot.Stream) (*exchange, error) {
 		return nil, err
 	}
 	x.settled, x.seen, x.delivered = true, s.Revision, s.Revision
-	x.members = members{known: s.MembersKnown, sum: s.Members}
+	x.members = members{known: s.MembersKnown, sum: s.Members, uncounted: s.Count == nil}
+	if s.Count != nil {
+		x.members.count = *s.Count
+	}
+	x.resumeFields(s.Having)
 	return x, nil
 }
 
 // snapshotStream is what is kept of a watch while its guest sleeps; guest.mu is
 // held.
 func (x *exchange) snapshotStream() snapshot.Stream {
-	return snapshot.Stream{
+	s := snapshot.Stream{
 		ID: x.id, URL: x.url.RequestURI(), Header: x.header,
 		Revision: x.delivered, MembersKnown: x.members.known, Members: x.members.sum,
+		Having: x.savedFields(),
 	}
+	if m := x.members; m.known && !m.uncounted {
+		s.Count = &m.count
+	}
+	return s
 }
 
 // run does the exchange and delivers the response, when it is the guest's turn.
@@ -280,6 +290,13 @@ func (x *exchange) push(kind abi.Kind, payload []byte, reason string) {
 	}
 }
 
+// told notes what the guest knows from an event that it is given; guest.mu is held.
+// joins is as for members.note.
+func (x *exchange) told(ev event, raw []byte, joins int) {
+	x.members.note(ev, joins)
+	x.noteFields(ev, raw)
+}
+
 // wait keeps the latest event of each object; guest.mu is held.
 func (x *exchange) wait(ev event, raw []byte) {
 	since, joins := time.Now(), ev.joins()
@@ -300,7 +317,7 @@ func (x *exchange) wait(ev event, raw []byte) {
 func (x *exchange) flush() {
 	for _, w := range x.waiting {
 		x.guest.mailbox.Push(abi.FrameBody, x.id, w.raw)
-		x.members.note(w.event, w.joins)
+		x.told(w.event, w.raw, w.joins)
 		x.delivered = w.Revision
 		x.guest.waitingBytes -= len(w.raw)
 	}

@@ -25,7 +25,9 @@ type event struct {
 	UID        string
 	Revision   string // metadata.resourceVersion
 	Deleting   bool   // it has a deletion timestamp
+	Controller string // kind of the owner that controls it, "" if none does
 	InitialEnd bool   // the bookmark that ends the initial events
+	Refresh    bool   // it says no more than that something lives, see prints
 }
 
 // kind is the event as declarations name it; 0 for bookmarks and errors.
@@ -159,6 +161,10 @@ func decodeJSONEvent(b []byte) (event, error) {
 				ResourceVersion string            `json:"resourceVersion"`
 				DeletionTime    *string           `json:"deletionTimestamp"`
 				Annotations     map[string]string `json:"annotations"`
+				OwnerReferences []struct {
+					Kind       string `json:"kind"`
+					Controller bool   `json:"controller"`
+				} `json:"ownerReferences"`
 			} `json:"metadata"`
 		} `json:"object"`
 	}
@@ -166,6 +172,12 @@ func decodeJSONEvent(b []byte) (event, error) {
 		return event{}, fmt.Errorf("decoding a watch event: %w", err)
 	}
 	m := e.Object.Metadata
+	controller := ""
+	for _, o := range m.OwnerReferences {
+		if o.Controller {
+			controller = o.Kind
+		}
+	}
 	return event{
 		Type:       e.Type,
 		Namespace:  m.Namespace,
@@ -173,6 +185,7 @@ func decodeJSONEvent(b []byte) (event, error) {
 		UID:        m.UID,
 		Revision:   m.ResourceVersion,
 		Deleting:   m.DeletionTime != nil,
+		Controller: controller,
 		InitialEnd: m.Annotations[initialEndAnnotation] == "true",
 	}, nil
 }
@@ -185,7 +198,9 @@ const (
 	watchEventType   = 1 // meta/v1 WatchEvent
 	watchEventObject = 2
 	rawExtensionRaw  = 1 // runtime RawExtension
-	unknownRaw       = 2 // runtime Unknown
+	unknownTypeMeta  = 1 // runtime Unknown
+	unknownRaw       = 2
+	typeMetaKind     = 2 // runtime TypeMeta
 	objectMetadata   = 1 // every API object
 	metaName         = 1 // meta/v1 ObjectMeta
 	metaNamespace    = 3
@@ -193,8 +208,12 @@ const (
 	metaRevision     = 6
 	metaDeletion     = 9
 	metaAnnotations  = 12
+	metaOwners       = 13
+	metaManaged      = 17
 	mapKey           = 1
 	mapValue         = 2
+	ownerKind        = 1 // meta/v1 OwnerReference
+	ownerController  = 6
 )
 
 func decodeProtobufEvent(b []byte) (event, error) {
@@ -211,16 +230,12 @@ func decodeProtobufEvent(b []byte) (event, error) {
 	if err != nil {
 		return event{}, err
 	}
-	var raw []byte
-	if raw, err = field(object, rawExtensionRaw); err != nil {
+	_, raw, ok, err := unwrap(object)
+	if err != nil {
 		return event{}, err
 	}
-	raw, ok := bytes.CutPrefix(raw, protobufMagic)
 	if !ok || e.Type == errorEvent {
 		return e, nil // a Status has no metadata worth reading
-	}
-	if raw, err = field(raw, unknownRaw); err != nil {
-		return event{}, err
 	}
 	if raw, err = field(raw, objectMetadata); err != nil {
 		return event{}, err
@@ -244,12 +259,70 @@ func decodeProtobufEvent(b []byte) (event, error) {
 			}
 			v, err := field(v, mapValue)
 			e.InitialEnd = err == nil && string(v) == "true"
+		case metaOwners:
+			if kind, controls := decodeOwner(v); controls {
+				e.Controller = kind
+			}
 		}
 	})
 	if err != nil {
 		return event{}, err
 	}
 	return e, nil
+}
+
+// unwrap returns an object's kind and its encoding; ok says that it is in protobuf.
+func unwrap(extension []byte) (kind string, object []byte, ok bool, err error) {
+	raw, err := field(extension, rawExtensionRaw)
+	if err != nil {
+		return "", nil, false, err
+	}
+	if raw, ok = bytes.CutPrefix(raw, protobufMagic); !ok {
+		return "", nil, false, nil
+	}
+	var typeMeta []byte
+	err = fields(raw, func(n protowire.Number, v []byte) {
+		switch n {
+		case unknownTypeMeta:
+			typeMeta = v
+		case unknownRaw:
+			object = v
+		}
+	})
+	if err != nil {
+		return "", nil, false, err
+	}
+	k, err := field(typeMeta, typeMetaKind)
+	return string(k), object, err == nil, err
+}
+
+// objectOf is unwrap for an event as it came. A line of JSON is no frame: read as a
+// length, its first bytes are more than any frame has.
+func objectOf(raw []byte) (kind string, object []byte, ok bool) {
+	if len(raw) < frameLength || uint64(binary.BigEndian.Uint32(raw)) != uint64(len(raw)-frameLength) {
+		return "", nil, false
+	}
+	extension, err := field(raw[frameLength:], watchEventObject)
+	if err != nil {
+		return "", nil, false
+	}
+	kind, object, ok, err = unwrap(extension)
+	return kind, object, ok && err == nil
+}
+
+// decodeOwner says of an owner reference which kind the owner is, and whether it
+// controls the object. One that cannot be read does not.
+func decodeOwner(b []byte) (kind string, controls bool) {
+	err := eachField(b, func(f fieldValue) {
+		switch {
+		case f.number == ownerKind && f.typ == protowire.BytesType:
+			kind = string(f.value)
+		case f.number == ownerController && f.typ == protowire.VarintType:
+			v, _ := protowire.ConsumeVarint(f.value)
+			controls = v != 0
+		}
+	})
+	return kind, controls && err == nil
 }
 
 // field returns the last length-delimited field with number want, nil if there
@@ -265,21 +338,38 @@ func field(b []byte, want protowire.Number) (found []byte, err error) {
 
 // fields calls f with each length-delimited field of a message.
 func fields(b []byte, f func(n protowire.Number, v []byte)) error {
+	return eachField(b, func(v fieldValue) {
+		if v.typ == protowire.BytesType {
+			f(v.number, v.value)
+		}
+	})
+}
+
+// fieldValue is one field of a message.
+type fieldValue struct {
+	number protowire.Number
+	typ    protowire.Type
+	value  []byte // as encoded; of a length-delimited field without the length
+	whole  []byte // with its tag
+}
+
+// eachField calls f with each field of a message.
+func eachField(b []byte, f func(fieldValue)) error {
 	for len(b) > 0 {
-		n, typ, size := protowire.ConsumeTag(b)
+		n, typ, tag := protowire.ConsumeTag(b)
+		if tag < 0 {
+			return fmt.Errorf("decoding a watch event: %w", protowire.ParseError(tag))
+		}
+		size := protowire.ConsumeFieldValue(n, typ, b[tag:])
 		if size < 0 {
 			return fmt.Errorf("decoding a watch event: %w", protowire.ParseError(size))
 		}
-		b = b[size:]
+		v := b[tag : tag+size]
 		if typ == protowire.BytesType {
-			v, _ := protowire.ConsumeBytes(b)
-			f(n, v)
+			v, _ = protowire.ConsumeBytes(v)
 		}
-		size = protowire.ConsumeFieldValue(n, typ, b)
-		if size < 0 {
-			return fmt.Errorf("decoding a watch event: %w", protowire.ParseError(size))
-		}
-		b = b[size:]
+		f(fieldValue{number: n, typ: typ, value: v, whole: b[:tag+size]})
+		b = b[tag+size:]
 	}
 	return nil
 }

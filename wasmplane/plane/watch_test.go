@@ -128,6 +128,12 @@ func watched() (events []watch.Event, want []plane.Event) {
 		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonExpired, Code: 410, Message: "too old resource version: 1 (2)",
 		ListMeta: metav1.ListMeta{ResourceVersion: "not an object's"},
 	}, plane.Event{})
+	add(watch.Added, pod("owned", func(p *corev1.Pod) {
+		p.OwnerReferences = append(p.OwnerReferences,
+			metav1.OwnerReference{Kind: "Job", Name: "no", UID: "1", Controller: new(false)},
+			metav1.OwnerReference{Kind: "StatefulSet", Name: "yes", UID: "2", Controller: new(true), BlockOwnerDeletion: new(false)},
+			metav1.OwnerReference{Kind: "Node", Name: "no", UID: "3", BlockOwnerDeletion: new(true)})
+	}), plane.Event{Namespace: "web", Name: "owned", UID: "uid-owned", Revision: "41", Controller: "StatefulSet"})
 	return events, want
 }
 

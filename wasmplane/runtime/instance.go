@@ -54,6 +54,9 @@ type Config struct {
 	// Env is the guest's environment, as NAME=value. Go reads it in
 	// _initialize only.
 	Env []string
+	// Files are the files that the guest can read, by their absolute path. The map
+	// must not change.
+	Files map[string]string
 }
 
 // Instance is a guest in memory. It belongs to one goroutine at a time.
@@ -70,6 +73,7 @@ type Instance struct {
 	exited   bool          // proc_exit was called
 	entries  []byte        // room for the page map, see own
 	output   output
+	files    map[uint32]*file // open ones, by descriptor
 }
 
 // Instantiate makes a guest from the module's image. It has not run yet, but for a

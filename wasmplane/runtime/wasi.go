@@ -74,8 +74,12 @@ var hostFuncs = map[string]map[string]hostFunc{
 		"random_get":          errno("ii", randomGet),
 		"fd_fdstat_get":       errno("ii", fdFdstatGet),
 		"fd_fdstat_set_flags": errno("ii", func(call) uint32 { return errnoSuccess }),
-		"fd_prestat_get":      errno("ii", func(call) uint32 { return errnoBadf }), // ends Go's search for directories
-		"fd_close":            errno("i", func(call) uint32 { return errnoSuccess }),
+		"fd_prestat_get":      errno("ii", fdPrestatGet),
+		"fd_prestat_dir_name": errno("iii", fdPrestatDirName),
+		"path_open":           errno("iiiiiIIii", pathOpen),
+		"fd_filestat_get":     errno("ii", fdFilestatGet),
+		"path_filestat_get":   errno("iiiii", pathFilestatGet),
+		"fd_close":            errno("i", fdClose),
 		"fd_read":             errno("iiii", fdRead),
 		"fd_write":            errno("iiii", fdWrite),
 		"poll_oneoff":         errno("iiii", pollOneoff),
@@ -232,19 +236,23 @@ func randomGet(c call) uint32 {
 // fdFdstatGet says that the mailbox is non-blocking, which is what makes Go's
 // scheduler wait for it in poll_oneoff.
 func fdFdstatGet(c call) uint32 {
-	fd := c.u32(0)
-	if fd > abi.MailboxFD {
-		return errnoBadf
-	}
 	b := c.bytes(c.u32(1), 24)
 	if b == nil {
 		return errnoFault
 	}
 	clear(b)
-	b[0] = filetypeCharacterDevice
-	if fd == abi.MailboxFD {
+	switch fd := c.u32(0); {
+	case fd < abi.MailboxFD:
+		b[0] = filetypeCharacterDevice
+	case fd == abi.MailboxFD:
 		b[0] = filetypeUnknown
 		binary.LittleEndian.PutUint16(b[2:], fdflagNonblock)
+	case fd == rootFD:
+		b[0] = filetypeDirectory
+	case c.files[fd] != nil:
+		b[0] = filetypeRegularFile
+	default:
+		return errnoBadf
 	}
 	for k := 8; k < 24; k++ { // all rights
 		b[k] = 0xff
@@ -277,6 +285,9 @@ func (c call) iovecs(f func(b []byte) bool) bool {
 }
 
 func fdRead(c call) uint32 {
+	if f := c.files[c.u32(0)]; f != nil {
+		return c.readFile(f)
+	}
 	if c.u32(0) != abi.MailboxFD {
 		return errnoBadf
 	}

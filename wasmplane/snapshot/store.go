@@ -100,6 +100,11 @@ type Stream struct {
 	// MembersKnown.
 	MembersKnown bool   `json:"membersKnown,omitempty"`
 	Members      uint64 `json:"members,omitempty"`
+	// Count is how many objects these are; nil: it is not known.
+	Count *int `json:"count,omitempty"`
+	// Having are hashes of the UIDs of those objects that the guest was told of
+	// with a field that its declaration names; nil: it is not known which.
+	Having []uint64 `json:"having,omitzero"`
 }
 
 // Head is a snapshot without its pages.

@@ -46,8 +46,11 @@ type Config struct {
 	NodeName     string // "": the host name
 	NodeIP       net.IP // nil: the first global address of an interface
 	DisableAgent bool
-	PauseImage   string
-	ResolvConf   string
+
+	DisableScheduler, DisableControllerManager bool
+
+	PauseImage string
+	ResolvConf string
 
 	KubeAPIServerArg         []string
 	KubeControllerManagerArg []string
@@ -55,9 +58,10 @@ type Config struct {
 	KubeletArg               []string
 	KubeProxyArg             []string
 
-	ControllerMode   string
-	WasmIdleTimeout  time.Duration
-	WasmMemoryBudget int64 // bytes
+	ControllerMode    string
+	NativeControllers []string
+	WasmIdleTimeout   time.Duration
+	WasmMemoryBudget  int64 // bytes
 }
 
 // Default is the configuration of somebody who says nothing.
@@ -123,6 +127,8 @@ func (c *Config) Flags() *pflag.FlagSet {
 	fs.Var(&value[string]{&c.NodeName, parseNodeName, identity, "NAME"}, "node-name", "name of the node (default: the host name)")
 	ip(&c.NodeIP, "node-ip", "address of the node (default: the first of an interface)")
 	on(&c.DisableAgent, "disable-agent", "run the control plane alone, without a node")
+	on(&c.DisableScheduler, "disable-scheduler", "run no scheduler")
+	on(&c.DisableControllerManager, "disable-controller-manager", "run no controllers")
 	text(&c.PauseImage, "pause-image", "image of a pod's sandbox (default: the one that comes with Dormouse)")
 	path(&c.ResolvConf, "resolv-conf", "resolv.conf for pods (default: the host's, if it leads out of the machine)")
 
@@ -133,6 +139,7 @@ func (c *Config) Flags() *pflag.FlagSet {
 	args(&c.KubeProxyArg, "kube-proxy")
 
 	fs.Var(&value[string]{&c.ControllerMode, parseControllerMode, identity, ModeWasm + "|" + ModeNative}, "controller-mode", "where the controllers run: asleep in Wasm until needed, or natively")
+	fs.Var(&list{p: &c.NativeControllers, split: true}, "native-controllers", "controllers, and kube-scheduler, that run natively all the same, by their upstream names")
 	fs.Var(&value[time.Duration]{&c.WasmIdleTimeout, parseDuration, time.Duration.String, "DURATION"}, "wasm-idle-timeout", "how long an idle controller stays in memory")
 	fs.Var(&value[int64]{&c.WasmMemoryBudget, parseSize, formatSize, "SIZE"}, "wasm-memory-budget", "how much memory controllers may occupy together")
 	return fs

@@ -12,7 +12,7 @@ import (
 // dropped are the sections of a compiled module that nobody reads at run time.
 // The address map gives the offsets in backtraces of traps; a guest's own stack
 // dumps come from its Go runtime.
-var dropped = []string{".wasmtime.addrmap", ".symtab", ".strtab"}
+var dropped = []string{".wasmtime.addrmap", ".wasmtime.exceptions", ".symtab", ".strtab"}
 
 const (
 	elfHeaderSize     = 64

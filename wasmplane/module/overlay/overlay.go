@@ -1,7 +1,8 @@
 // Package overlay holds every difference between upstream's source and what
 // guests are compiled from, and prepares the flags with which go build applies
-// them. There is no fork: a difference is one line in [Patches] or one small
-// package in [Packages], and the build fails when upstream no longer matches.
+// them. There is no fork: a difference is one line in [Patches], a list of what is
+// left of a file in [Trims], or one small file or package in [Additions] or
+// [Packages]; and the build fails when upstream no longer matches.
 //
 // go build refuses to overlay files in the module cache. Each module with a
 // difference is therefore reached through a symbolic link, by a replace
@@ -20,50 +21,6 @@ import (
 	"path/filepath"
 	"strings"
 )
-
-// Patch replaces one piece of text in one file of upstream.
-type Patch struct {
-	Module string // module path
-	File   string // path of the file in the module
-	Old    string // must occur exactly once
-	New    string
-	Reason string
-}
-
-// Patches are all the patches, in no particular order.
-var Patches = []Patch{
-	{
-		Module: "k8s.io/client-go",
-		File:   "util/workqueue/delaying_queue.go",
-		Old:    "const maxWait = 10 * time.Second",
-		New:    "const maxWait = 100 * 365 * 24 * time.Hour",
-		Reason: "A heartbeat against lost timers. It would wake every sleeping guest each 10 seconds, " +
-			"and no timer gets lost: the plane keeps the guest's clock and its next timer.",
-	},
-}
-
-// Package replaces a whole package of upstream by the files of the directory
-// of the same path below this one.
-type Package struct {
-	Module string // module path
-	Dir    string // path of the package in the module
-	Reason string
-}
-
-// Packages are all the replaced packages.
-var Packages = []Package{
-	{
-		Module: "k8s.io/kubernetes",
-		Dir:    "pkg/kubelet/eviction",
-		Reason: "The pod garbage collector takes one function of three lines from it; the rest adds 550 packages, " +
-			"some of which do not compile for WASI.",
-	},
-}
-
-// Forbidden are packages that must not become part of a guest, with the reason.
-var Forbidden = map[string]string{
-	"k8s.io/component-base/metrics/prometheus/workqueue": "it makes every work queue update its metrics twice a second, asleep or not",
-}
 
 // Check fails if one of packages, import paths, is forbidden.
 func Check(packages []string) error {
@@ -92,6 +49,12 @@ func Prepare(ctx context.Context, root, out string) ([]string, error) {
 	sources := map[string]string{} // module path to its directory in the module cache
 	for _, p := range Patches {
 		sources[p.Module] = ""
+	}
+	for _, t := range Trims {
+		sources[t.Module] = ""
+	}
+	for _, a := range Additions {
+		sources[a.Module] = ""
 	}
 	for _, p := range Packages {
 		sources[p.Module] = ""
@@ -124,24 +87,11 @@ func Prepare(ctx context.Context, root, out string) ([]string, error) {
 		}
 	}
 
-	replace := map[string]string{}
-	for _, p := range Patches {
-		patched, err := p.apply(sources[p.Module])
-		if err != nil {
-			return nil, err
-		}
-		to := filepath.Join(out, "patched", p.Module, p.File)
-		if err := writeIfChanged(to, patched); err != nil {
-			return nil, err
-		}
-		replace[filepath.Join(out, "src", p.Module, p.File)] = to
+	o := overlay{root: root, out: out, sources: sources, changed: map[[2]string][]byte{}, replace: map[string]string{}}
+	if err := o.apply(); err != nil {
+		return nil, err
 	}
-	for _, p := range Packages {
-		if err := p.overlay(replace, sources[p.Module], filepath.Join(out, "src", p.Module), root); err != nil {
-			return nil, err
-		}
-	}
-	b, err := json.MarshalIndent(map[string]any{"Replace": replace}, "", "\t")
+	b, err := json.MarshalIndent(map[string]any{"Replace": o.replace}, "", "\t")
 	if err != nil {
 		return nil, err
 	}
@@ -152,21 +102,93 @@ func Prepare(ctx context.Context, root, out string) ([]string, error) {
 	return []string{"-modfile=" + modfile, "-overlay=" + file}, nil
 }
 
-// apply returns the patched file.
-func (p Patch) apply(source string) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(source, p.File))
-	if err != nil {
-		return nil, fmt.Errorf("patching %s: %w", p.Module, err)
-	}
-	if n := bytes.Count(b, []byte(p.Old)); n != 1 {
-		return nil, fmt.Errorf("patching %s/%s: %q occurs %d times, want once; upstream has changed, look at the patch again", p.Module, p.File, p.Old, n)
-	}
-	return bytes.Replace(b, []byte(p.Old), []byte(p.New), 1), nil
+// overlay is what Prepare makes.
+type overlay struct {
+	root, out string
+	sources   map[string]string    // module path to its directory
+	changed   map[[2]string][]byte // module and file to its text
+	replace   map[string]string    // for go build: file below out/src to what stands in its place, "" if it is gone
 }
 
-// overlay adds to replace what puts our files in place of upstream's.
-func (p Package) overlay(replace map[string]string, source, link, root string) error {
-	upstream, err := filepath.Glob(filepath.Join(source, p.Dir, "*.go"))
+func (o *overlay) apply() error {
+	for _, p := range Patches {
+		text, err := o.read(p.Module, p.File)
+		if err != nil {
+			return err
+		}
+		if o.changed[[2]string{p.Module, p.File}], err = p.apply(text); err != nil {
+			return err
+		}
+	}
+	for _, t := range Trims {
+		text, err := o.read(t.Module, t.File)
+		if err != nil {
+			return err
+		}
+		if o.changed[[2]string{t.Module, t.File}], err = t.apply(text); err != nil {
+			return fmt.Errorf("trimming %s/%s: %w; upstream has changed, look at what is kept again", t.Module, t.File, err)
+		}
+		for _, name := range t.Drop {
+			if err := o.drop(t.Module, filepath.Join(filepath.Dir(t.File), name)); err != nil {
+				return err
+			}
+		}
+	}
+	for key, text := range o.changed {
+		to := filepath.Join(o.out, "changed", key[0], key[1])
+		if err := writeIfChanged(to, text); err != nil {
+			return err
+		}
+		o.replace[o.path(key[0], key[1])] = to
+	}
+	for _, a := range Additions {
+		if _, err := os.Stat(filepath.Join(o.sources[a.Module], a.File)); err == nil {
+			return fmt.Errorf("adding %s/%s: upstream has such a file", a.Module, a.File)
+		}
+		o.replace[o.path(a.Module, a.File)] = filepath.Join(o.root, dir, a.Module, a.File)
+	}
+	for _, p := range Packages {
+		if err := o.replacePackage(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// path is where go build sees a file.
+func (o *overlay) path(module, file string) string { return filepath.Join(o.out, "src", module, file) }
+
+// read returns a file as it is so far.
+func (o *overlay) read(module, file string) ([]byte, error) {
+	if text, ok := o.changed[[2]string{module, file}]; ok {
+		return text, nil
+	}
+	text, err := os.ReadFile(filepath.Join(o.sources[module], file))
+	if err != nil {
+		return nil, fmt.Errorf("changing %s: %w", module, err)
+	}
+	return text, nil
+}
+
+func (o *overlay) drop(module, file string) error {
+	if _, err := os.Stat(filepath.Join(o.sources[module], file)); err != nil {
+		return fmt.Errorf("dropping a file of %s: %w", module, err)
+	}
+	o.replace[o.path(module, file)] = ""
+	return nil
+}
+
+// apply returns the patched text.
+func (p Patch) apply(text []byte) ([]byte, error) {
+	if n := bytes.Count(text, []byte(p.Old)); n != 1 {
+		return nil, fmt.Errorf("patching %s/%s: %q occurs %d times, want once; upstream has changed, look at the patch again", p.Module, p.File, p.Old, n)
+	}
+	return bytes.Replace(text, []byte(p.Old), []byte(p.New), 1), nil
+}
+
+// replacePackage puts our files in place of upstream's.
+func (o *overlay) replacePackage(p Package) error {
+	upstream, err := filepath.Glob(filepath.Join(o.sources[p.Module], p.Dir, "*.go"))
 	if err != nil {
 		return err
 	}
@@ -174,9 +196,9 @@ func (p Package) overlay(replace map[string]string, source, link, root string) e
 		return fmt.Errorf("replacing %s/%s: upstream has no such package", p.Module, p.Dir)
 	}
 	for _, f := range upstream {
-		replace[filepath.Join(link, p.Dir, filepath.Base(f))] = "" // deleted
+		o.replace[o.path(p.Module, filepath.Join(p.Dir, filepath.Base(f)))] = ""
 	}
-	ours, err := filepath.Glob(filepath.Join(root, dir, p.Module, p.Dir, "*.go"))
+	ours, err := filepath.Glob(filepath.Join(o.root, dir, p.Module, p.Dir, "*.go"))
 	if err != nil {
 		return err
 	}
@@ -184,7 +206,7 @@ func (p Package) overlay(replace map[string]string, source, link, root string) e
 		return fmt.Errorf("replacing %s/%s: no files in %s", p.Module, p.Dir, dir)
 	}
 	for _, f := range ours {
-		replace[filepath.Join(link, p.Dir, filepath.Base(f))] = f
+		o.replace[o.path(p.Module, filepath.Join(p.Dir, filepath.Base(f)))] = f
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package overlay
 import (
 	"context"
 	"encoding/json"
+	"go/parser"
+	"go/token"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/dormouse-k8s/dormouse/wasmplane/module/overlay/k8s.io/kubernetes/pkg/controlplane"
+	"github.com/dormouse-k8s/dormouse/wasmplane/module/overlay/k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"github.com/dormouse-k8s/dormouse/wasmplane/module/overlay/k8s.io/kubernetes/pkg/kubelet/eviction"
 )
 
@@ -32,13 +36,31 @@ func TestPrepare(t *testing.T) {
 	if err := json.Unmarshal(b, &o); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range Patches {
-		patched, err := os.ReadFile(o.Replace[filepath.Join(out, "src", p.Module, p.File)])
+	read := func(module, file string) string {
+		b, err := os.ReadFile(o.Replace[filepath.Join(out, "src", module, file)])
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(patched), p.Old) || !strings.Contains(string(patched), p.New) {
+		return string(b)
+	}
+	for _, p := range Patches {
+		if text := read(p.Module, p.File); strings.Contains(text, p.Old) || !strings.Contains(text, p.New) {
 			t.Errorf("%s/%s is not patched", p.Module, p.File)
+		}
+	}
+	for _, x := range Trims {
+		if _, err := parser.ParseFile(token.NewFileSet(), x.File, read(x.Module, x.File), 0); err != nil {
+			t.Errorf("%s/%s: %v", x.Module, x.File, err)
+		}
+		for _, name := range x.Drop {
+			if to, ok := o.Replace[filepath.Join(out, "src", x.Module, filepath.Dir(x.File), name)]; !ok || to != "" {
+				t.Errorf("%s is not dropped", name)
+			}
+		}
+	}
+	for _, a := range Additions {
+		if read(a.Module, a.File) == "" {
+			t.Errorf("%s/%s is not added", a.Module, a.File)
 		}
 	}
 	for from, to := range o.Replace {
@@ -53,15 +75,74 @@ func TestPrepare(t *testing.T) {
 }
 
 func TestPatchMustFit(t *testing.T) {
-	dir := t.TempDir()
 	for text, want := range map[string]bool{"a := 1": true, "a := 1; a := 1": false, "a := 2": false} {
-		if err := os.WriteFile(filepath.Join(dir, "f.go"), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		_, err := Patch{Module: "m", File: "f.go", Old: "a := 1", New: "a := 3"}.apply(dir)
+		_, err := Patch{Module: "m", File: "f.go", Old: "a := 1", New: "a := 3"}.apply([]byte(text))
 		if (err == nil) != want {
 			t.Errorf("%q: %v", text, err)
 		}
+	}
+}
+
+func TestTrim(t *testing.T) {
+	const upstream = `//go:build linux
+
+// Package p is upstream's.
+package p
+
+import (
+	"fmt"
+	"os"
+
+	_ "embed"
+	klog "example.org/log/v2"
+	"example.org/version/v3"
+)
+
+// T stays.
+type T struct{}
+
+// M stays.
+func (t *T) M() { fmt.Println(version.X) }
+
+// gone goes.
+func (t *T) gone() { os.Exit(1) }
+
+const (
+	a = 1 // goes
+	b = 2 // stays
+)
+
+func f() { klog.Info() }
+`
+	const want = `//go:build linux
+
+// Package p is upstream's.
+package p
+
+import (
+	"fmt"
+
+	_ "embed"
+
+	"example.org/version/v3"
+)
+
+// T stays.
+type T struct{}
+
+// M stays.
+func (t *T) M() { fmt.Println(version.X) }
+
+const (
+	b = 2 // stays
+)
+`
+	got, err := Trim{File: "p.go", Keep: []string{"T", "T.M", "b"}}.apply([]byte(upstream))
+	if err != nil || string(got) != want {
+		t.Errorf("%v\n%s", err, got)
+	}
+	if _, err := (Trim{File: "p.go", Keep: []string{"T", "T.N"}}).apply([]byte(upstream)); err == nil || !strings.Contains(err.Error(), "T.N") {
+		t.Errorf("what is to be kept is not there: %v", err)
 	}
 }
 
@@ -99,5 +180,24 @@ func TestEvictionIsUpstreams(t *testing.T) {
 	}
 	if !eviction.PodIsEvicted(v1.PodStatus{Phase: v1.PodFailed, Reason: "Evicted"}) {
 		t.Error("an evicted pod is not recognised")
+	}
+}
+
+// What stands in for upstream's packages has upstream's values.
+func TestConstantsAreUpstreams(t *testing.T) {
+	source, err := moduleDir(context.Background(), root, "k8s.io/kubernetes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	upstream, err := os.ReadFile(filepath.Join(source, "pkg/controlplane/apiserver/server.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{
+		"IdentityLeaseComponentLabelKey": controlplane.IdentityLeaseComponentLabelKey, "KubeAPIServer": apiserver.KubeAPIServer,
+	} {
+		if !strings.Contains(string(upstream), name+` = "`+value+`"`) {
+			t.Errorf("%s is not as upstream has it", name)
+		}
 	}
 }

@@ -27,6 +27,7 @@ func init() {
 	}
 	guest.Register("cache", cache)
 	guest.Register("ticker", ticker)
+	guest.Register("poller", poller)
 	guest.Register("panic", onEvent(func() { panic("as asked") }))
 	guest.Register("loop", onEvent(func() {
 		for n := 0; ; n++ {
@@ -124,6 +125,14 @@ func ticker(ctx context.Context, s abi.Start) error {
 			return err
 		}
 	}
+}
+
+// poller is a mirror that also ticks.
+func poller(ctx context.Context, s abi.Start) error {
+	failed := make(chan error, 2)
+	go func() { failed <- mirror(ctx, s) }()
+	go func() { failed <- ticker(ctx, s) }()
+	return <-failed
 }
 
 func put(ctx context.Context, path, value string) error {

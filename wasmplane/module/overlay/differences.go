@@ -1,0 +1,214 @@
+package overlay
+
+// Patch replaces one piece of text in one file of upstream.
+type Patch struct {
+	Module string // module path
+	File   string // path of the file in the module
+	Old    string // must occur exactly once
+	New    string
+	Reason string
+}
+
+// Patches are all the patches, in no particular order. They are applied before
+// anything else.
+var Patches = []Patch{
+	{
+		Module: "k8s.io/client-go",
+		File:   "util/workqueue/delaying_queue.go",
+		Old:    "const maxWait = 10 * time.Second",
+		New:    "const maxWait = 100 * 365 * 24 * time.Hour",
+		Reason: "A heartbeat against lost timers. It would wake every sleeping guest each 10 seconds, " +
+			"and no timer gets lost: the plane keeps the guest's clock and its next timer.",
+	},
+	{
+		Module: kubernetes,
+		File:   "cmd/kube-controller-manager/app/core.go",
+		Old:    "resourceQuotaController.Sync(ctx, discoveryFunc, 30*time.Second)",
+		New:    "SyncKinds(ctx, func(ctx context.Context, period time.Duration) { resourceQuotaController.Sync(ctx, discoveryFunc, period) })",
+		Reason: "It asks each 30 seconds which kinds there are. In a guest it asks when the definition of one changes.",
+	},
+	{
+		Module: kubernetes,
+		File:   "cmd/kube-controller-manager/app/core.go",
+		Old:    "c.Sync(ctx, c.discoveryClient, syncPeriod)",
+		New:    "SyncKinds(ctx, func(ctx context.Context, period time.Duration) { c.Sync(ctx, c.discoveryClient, period) })",
+		Reason: "The same for the garbage collector.",
+	},
+	{
+		Module: kubernetes,
+		File:   "cmd/kube-controller-manager/app/plugins.go",
+		Old:    "return flexvolume.GetDynamicPluginProber(ctx, config.FlexVolumePluginDir, exec.New() /*exec.Interface*/)",
+		New:    "return nil",
+		Reason: "FlexVolume drivers are programs in a directory of the host, which a guest cannot reach. " +
+			"Upstream goes on without them where there is no prober.",
+	},
+	{
+		Module: kubernetes,
+		File:   "pkg/controller/daemon/daemon_controller.go",
+		Old:    "BackoffGCInterval = 1 * time.Minute",
+		New:    "BackoffGCInterval = 24 * time.Hour",
+		Reason: "It forgets back-offs of deleted pods, to save memory. Once a minute it would wake the guest.",
+	},
+	{
+		Module: kubernetes,
+		File:   "pkg/scheduler/scheduler.go",
+		Old:    "	debugger.ListenForSignal(ctx)\n",
+		New:    "	_ = debugger\n",
+		Reason: "A guest gets no signals, and the Go runtime waits for them in a busy loop on this platform.",
+	},
+	{
+		Module: "k8s.io/apiserver",
+		File:   "pkg/server/dynamiccertificates/dynamic_serving_content.go",
+		Old: `	go wait.Until(func() {
+		if err := c.watchCertKeyFile(ctx.Done()); err != nil {
+			klog.ErrorS(err, "Failed to watch cert and key file, will retry later")
+		}
+	}, time.Minute, ctx.Done())
+`,
+		New: "",
+		Reason: "It watches the files of the signing keys, and looks at them each minute where it cannot. " +
+			"The files of a guest are those it was started with.",
+	},
+}
+
+// Trim leaves of a file of upstream only the declarations that guests need.
+type Trim struct {
+	Module string   // module path
+	File   string   // path of the file in the module
+	Keep   []string // names of functions, types and values; "Type.Method" for methods
+	Drop   []string // other files of the same directory, of which nothing is needed
+	Reason string
+}
+
+// Trims are all the trimmed files.
+var Trims = []Trim{
+	{
+		Module: kubernetes,
+		File:   "cmd/kube-controller-manager/app/controllermanager.go",
+		Keep: []string{
+			"ControllerContext", "ControllerContext.NewClientConfig", "ControllerContext.NewClient", "readCA",
+		},
+		Reason: "What is left out makes a process of the controllers: flags, leader election, a server. It adds 600 packages.",
+	},
+	{
+		Module: kubernetes,
+		File:   "cmd/kube-controller-manager/app/plugins.go",
+		Keep: []string{
+			"ProbeAttachableVolumePlugins", "GetDynamicPluginProber", "ProbeExpandableVolumePlugins",
+			"ProbeProvisionableRecyclableVolumePlugins", "ProbePersistentVolumePlugins", "probeControllerVolumePlugins",
+			"AttemptToLoadRecycler",
+		},
+		Reason: "The import of FlexVolume, see the patch, does not compile for WASI.",
+	},
+	{
+		Module: "k8s.io/apiserver",
+		File:   "pkg/storageversion/updater.go",
+		Keep:   []string{"SetCommonEncodingVersion", "findStatusCondition", "setStatusCondition"},
+		Drop:   []string{"manager.go"},
+		Reason: "The rest is the API server's side, and brings its whole library along.",
+	},
+	{
+		Module: "k8s.io/apiserver",
+		File:   "pkg/admission/plugin/policy/validating/plugin.go",
+		Keep:   []string{"convertv1beta1Variables"},
+		Drop: []string{
+			"accessor.go", "dispatcher.go", "errors.go", "initializer.go", "message.go", "policy_decision.go", "validator.go",
+		},
+		Reason: "Of the admission plugin only the type checker is needed.",
+	},
+	{
+		Module: "k8s.io/apiserver",
+		File:   "pkg/admission/plugin/policy/validating/interface.go",
+		Keep: []string{
+			"ValidationCondition", "ValidationCondition.GetExpression", "ValidationCondition.ReturnTypes",
+			"Variable", "Variable.GetExpression", "Variable.ReturnTypes", "Variable.GetName",
+		},
+		Reason: "The same.",
+	},
+	{
+		Module: kubernetes,
+		File:   "pkg/quota/v1/install/registry.go",
+		Keep:   []string{"NewQuotaConfigurationForControllers", "ignoredResources", "DefaultIgnoredResources"},
+		Reason: "The other constructor is for admission, and brings the API server's library along.",
+	},
+	{
+		Module: "k8s.io/mount-utils",
+		File:   "mount_helper_unix.go",
+		Keep:   []string{"splitMountOptions", "isMountPointMatch"},
+		Reason: "Errors of mounts are errors of Linux. The controllers mount nothing; mount_helper_wasip1.go stands in.",
+	},
+}
+
+// Addition is a file of ours in a package of upstream. It lies under the same path
+// below this directory.
+type Addition struct {
+	Module string // module path
+	File   string // path of the file in the module
+	Reason string
+}
+
+// Additions are all the added files.
+var Additions = []Addition{
+	{
+		Module: kubernetes,
+		File:   "cmd/kube-controller-manager/app/guest_wasip1.go",
+		Reason: "Makes known to the guest program what the package keeps to itself.",
+	},
+	{
+		Module: "k8s.io/mount-utils",
+		File:   "mount_helper_wasip1.go",
+		Reason: "Takes the place of what was trimmed.",
+	},
+	{
+		Module: kubernetes,
+		File:   "pkg/securitycontext/util_wasip1.go",
+		Reason: "It asks how many processors the machine has, to hide their files from containers.",
+	},
+	{
+		Module: kubernetes,
+		File:   "pkg/util/filesystem/util_wasip1.go",
+		Reason: "There is one for Unix and one for Windows. The controllers touch no files.",
+	},
+}
+
+// Package replaces a whole package of upstream by the files of the directory
+// of the same path below this one.
+type Package struct {
+	Module string // module path
+	Dir    string // path of the package in the module
+	Reason string
+}
+
+// Packages are all the replaced packages.
+var Packages = []Package{
+	{
+		Module: kubernetes,
+		Dir:    "pkg/kubelet/eviction",
+		Reason: "The pod garbage collector takes one function of three lines from it; the rest adds 550 packages, " +
+			"some of which do not compile for WASI.",
+	},
+	{
+		Module: kubernetes,
+		Dir:    "pkg/controlplane",
+		Reason: "The storage version garbage collector takes the name of a label from it. The rest is the API server.",
+	},
+	{
+		Module: kubernetes,
+		Dir:    "pkg/controlplane/apiserver",
+		Reason: "The same.",
+	},
+	{
+		Module: kubernetes,
+		Dir:    "pkg/generated/openapi",
+		Reason: "Its definitions of all types take 20 MB. The status of admission policies looks there first " +
+			"and then asks the API server, which has the same ones.",
+	},
+}
+
+const kubernetes = "k8s.io/kubernetes"
+
+// Forbidden are packages that must not become part of a guest, with the reason.
+var Forbidden = map[string]string{
+	"k8s.io/component-base/metrics/prometheus/workqueue": "it makes every work queue update its metrics twice a second, asleep or not",
+	"golang.org/x/net/trace":                             "it uses html/template, with which the linker cannot leave out any method: a third more code",
+}
