@@ -220,7 +220,9 @@ func attack(t *testing.T, name string, run time.Duration, prepare func(*hostile)
 		if err != nil {
 			t.Fatal(err)
 		}
-		host.Setup = func(string) (Setup, error) { return Setup{Options: options, Files: map[string]string{"/given/file": strings.Repeat("a", 100_000)}}, nil }
+		host.Setup = func(string) (Setup, error) {
+			return Setup{Options: options, Files: map[string]string{"/given/file": strings.Repeat("a", 100_000)}}, nil
+		}
 		host.Transport = func(user string) http.RoundTripper {
 			if user == "bad" {
 				return h.victim
