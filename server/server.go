@@ -101,7 +101,7 @@ type Host struct {
 	// FeatureGates are those that are not at their default.
 	FeatureGates map[string]bool
 	// Files reads the files of which a controller is told in its configuration, by path.
-	Files func(ctx context.Context, controller string) (map[string]string, error)
+	Files func(controller string) (map[string]string, error)
 }
 
 // Guests are the upstream names of what a Plane has to run for a server with cfg: the enabled controllers and
@@ -375,7 +375,7 @@ func (s *server) services(listener net.Listener) []service.Service {
 }
 
 func (s *server) host(ctx context.Context) (Host, error) {
-	manager, err := s.controllers.Configuration(ctx)
+	manager, err := s.controllers.Configuration()
 	if err != nil {
 		return Host{}, err
 	}

@@ -81,12 +81,12 @@ func (p *wasmPlane) Run(ctx context.Context, host server.Host, ready func()) err
 		Transport: func(user string) http.RoundTripper { return host.Transport(user, nil) },
 		Datastore: plane.Datastore(host.Datastore),
 		Native:    host.Native,
-		Setup:     func(name string) (plane.Setup, error) { return setUp(ctx, host, name) },
+		Setup:     func(name string) (plane.Setup, error) { return setUp(host, name) },
 	}, ready)
 }
 
 // setUp is what a guest is started with.
-func setUp(ctx context.Context, host server.Host, name string) (plane.Setup, error) {
+func setUp(host server.Host, name string) (plane.Setup, error) {
 	o := options.Options{FeatureGates: host.FeatureGates}
 	var files map[string]string
 	if name == options.Scheduler {
@@ -94,7 +94,7 @@ func setUp(ctx context.Context, host server.Host, name string) (plane.Setup, err
 	} else {
 		o.ControllerManager = host.ControllerManager
 		var err error
-		if files, err = host.Files(ctx, name); err != nil {
+		if files, err = host.Files(name); err != nil {
 			return plane.Setup{}, err
 		}
 	}

@@ -124,31 +124,36 @@ func (m *Manager) Names() []string {
 }
 
 // Configuration is upstream's configuration of all controllers, as encoding/json writes it.
-func (m *Manager) Configuration(ctx context.Context) (json.RawMessage, error) {
-	c, err := m.config(ctx)
+func (m *Manager) Configuration() (json.RawMessage, error) {
+	c, err := m.component()
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(c.ComponentConfig)
+	return json.Marshal(c)
 }
 
-func (m *Manager) config(ctx context.Context) (*config.Config, error) {
-	c, err := m.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
-	if err != nil {
-		return nil, fmt.Errorf("building the configuration of the controllers: %w", err)
+// component is the part of upstream's Options.Config that starts nothing.
+func (m *Manager) component() (*kubectrlmgrconfig.KubeControllerManagerConfiguration, error) {
+	known, disabled, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
+	if err := m.options.Validate(known, disabled, aliases); err != nil {
+		return nil, fmt.Errorf("validating the arguments of the controllers: %w", err)
 	}
-	return c, nil
+	var c config.Config
+	if err := m.options.ApplyTo(&c, known, disabled, aliases); err != nil {
+		return nil, fmt.Errorf("applying the arguments of the controllers: %w", err)
+	}
+	return &c.ComponentConfig, nil
 }
 
 // Files reads the files of which a controller is told in its configuration. Keys are among them: each
 // controller gets its own only.
-func (m *Manager) Files(ctx context.Context, name string) (map[string]string, error) {
-	c, err := m.config(ctx)
+func (m *Manager) Files(name string) (map[string]string, error) {
+	c, err := m.component()
 	if err != nil {
 		return nil, err
 	}
 	files := map[string]string{}
-	for _, file := range filesOf(name, &c.ComponentConfig) {
+	for _, file := range filesOf(name, c) {
 		if file == "" {
 			continue
 		}
@@ -194,9 +199,9 @@ func (m *Manager) context() app.ControllerContext {
 // Run runs the controllers until ctx is done. transport reaches the API server, which is ready.
 func (m *Manager) Run(ctx context.Context, transport func(user.Info) http.RoundTripper, ready func()) error {
 	ctx = klog.NewContext(ctx, klog.Background())
-	c, err := m.config(ctx)
+	c, err := m.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
 	if err != nil {
-		return err
+		return fmt.Errorf("building the configuration: %w", err)
 	}
 	root := clients{base: c.Kubeconfig, transport: transport, identity: func(string) user.Info { return inprocess.User(user.KubeControllerManager) }}
 	each := clients{base: c.Kubeconfig, transport: transport, identity: inprocess.Controller}

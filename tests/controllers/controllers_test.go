@@ -113,10 +113,10 @@ func setUp(t *testing.T, name string) (encoded []byte, files map[string]string) 
 		}
 		o.Scheduler = &options.SchedulerOptions{Config: c.Config, UnschedulableSeconds: int64(c.Unschedulable.Seconds())}
 	} else {
-		if o.ControllerManager, err = m.Configuration(t.Context()); err != nil {
+		if o.ControllerManager, err = m.Configuration(); err != nil {
 			t.Fatal(err)
 		}
-		if files, err = m.Files(t.Context(), name); err != nil {
+		if files, err = m.Files(name); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -13,7 +13,9 @@ import (
 const maxFill = 0.5
 
 // feeds are the watches in the API server that guests share: one for all that
-// watch the same objects in the same encoding. A feed keeps no events. Who has
+// watch the same objects in the same form. Who watches metadata alone follows the
+// feed of whole objects, if there is one: metadata is a part of their encoding that
+// can be cut out. A feed keeps no events. Who has
 // not seen its newest event reads a watch of its own up to there: the API server
 // remembers the events already.
 type feeds struct {
@@ -24,15 +26,15 @@ type feeds struct {
 	// Guards what follows and all feeds. It is taken before any guest.mu, and held
 	// while an event is handed to all followers, which takes some microseconds.
 	mu   sync.Mutex
-	open map[string]*feed   // by exchange.feedKey
-	past map[string]*prints // of feeds that have ended, by the same
+	open map[feedKey]*feed
+	past map[feedKey]*prints // of feeds that have ended
 }
 
 // feed is one watch in the API server, and the guests' watches that follow it.
 type feed struct {
 	*apiWatch
 	feeds *feeds
-	key   string
+	key   feedKey
 	// newest is the revision of the newest event, or from which the feed began.
 	// Who has seen it has missed nothing.
 	newest    uint64
@@ -40,7 +42,7 @@ type feed struct {
 }
 
 func newFeeds() *feeds {
-	s := &feeds{open: map[string]*feed{}, past: map[string]*prints{}}
+	s := &feeds{open: map[feedKey]*feed{}, past: map[feedKey]*prints{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -68,30 +70,62 @@ func (s *feeds) share(x *exchange, w *apiWatch) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := x.feedKey()
+	key := feedKey{x.objects, w.form}
 	f := s.open[key]
+	if whole := s.open[feedKey{x.objects, wholeObjects}]; whole != nil && w.form == onlyMetadata {
+		f = whole
+	}
 	switch {
 	case x.ctx.Err() != nil, f != nil && seen < f.newest, x.guest.mailbox.Fill() > maxFill:
 		return false
 	case f != nil:
 		w.close()
 	default:
-		w.detach()
-		w.prints.inherit(s.past[key])
-		delete(s.past, key)
-		f = &feed{apiWatch: w, feeds: s, key: key, newest: seen}
-		s.open[key] = f
-		s.running.Go(f.run)
+		f = s.begin(key, w, seen)
 	}
-	x.feed, x.joined = f, seen
+	x.feed, x.joined, x.form = f, seen, w.form
 	f.followers = append(f.followers, x)
 	return true
 }
 
-// feedKey names what a watch is told: which objects, and in which encoding.
-func (x *exchange) feedKey() string {
-	return x.objects + " " + strings.Join(x.header["Accept"], ",")
+// begin makes a feed of a watch; feeds.mu is held.
+func (s *feeds) begin(key feedKey, w *apiWatch, seen uint64) *feed {
+	w.detach()
+	w.prints.inherit(s.past[key])
+	delete(s.past, key)
+	f := &feed{apiWatch: w, feeds: s, key: key, newest: seen}
+	s.open[key] = f
+	s.running.Go(f.run)
+	if metadata := s.open[feedKey{key.objects, onlyMetadata}]; metadata != nil && key.form == wholeObjects {
+		metadata.cancel() // its followers come here
+	}
+	return f
 }
+
+// feedKey names what a watch is told: which objects, and in which form.
+type feedKey struct{ objects, form string }
+
+// Forms in which a watch is told of objects. Every other is the Accept header of
+// who asked for it.
+const (
+	wholeObjects = "whole objects in protobuf"
+	onlyMetadata = "metadata in protobuf"
+)
+
+// formOf is the form of a watch's response.
+func (x *exchange) formOf(r *eventReader) string {
+	accept := strings.Join(x.header["Accept"], ",")
+	switch {
+	case r.protobuf && !strings.Contains(accept, ";as="):
+		return wholeObjects
+	case r.protobuf && strings.HasPrefix(accept, metadataEvents):
+		return onlyMetadata
+	}
+	return accept
+}
+
+// metadataEvents asks for metadata instead of objects.
+const metadataEvents = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 // leave has a watch follow no feed any more.
 func (s *feeds) leave(x *exchange) {
@@ -133,8 +167,16 @@ func (f *feed) hand(ev event, raw []byte) bool {
 	if ev.Type != bookmark {
 		f.newest = max(f.newest, revision)
 	}
+	var metadata []byte
 	f.retain(func(x *exchange) bool {
-		if revision <= x.joined || x.offer(ev, raw) {
+		told := raw
+		if x.form != f.form && ev.Type != bookmark {
+			if metadata == nil {
+				metadata, err = metadataEvent(raw)
+			}
+			told = metadata
+		}
+		if err == nil && (revision <= x.joined || x.offer(ev, told)) {
 			return true
 		}
 		x.feed = nil

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
 	"github.com/dormouse-k8s/dormouse/wasmplane/snapshot"
@@ -215,12 +218,12 @@ func TestOneWatchForAll(t *testing.T) {
 // TestWhatIsNotShared: other selectors, encodings and versions that are none.
 func TestWhatIsNotShared(t *testing.T) {
 	b := newBare(t, controllers.Declaration{}, nil)
-	key := func(url, accept string) string {
+	key := func(url, accept string) feedKey {
 		x, err := b.newExchange(&abi.Request{Stream: 1, Method: http.MethodGet, URL: url, Header: http.Header{"Accept": {accept}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return x.feedKey()
+		return feedKey{x.objects, x.formOf(&eventReader{})}
 	}
 	same := key("/api/v1/pods?watch=true&labelSelector=a%3Db&fieldSelector=c%3Dd", "x")
 	for url, want := range map[string]bool{
@@ -237,6 +240,36 @@ func TestWhatIsNotShared(t *testing.T) {
 		if key(url, "y") == same {
 			t.Errorf("%s: shared with another encoding", url)
 		}
+	}
+}
+
+// TestMetadataOfAFeed: who watches metadata follows the feed of whole objects, and is
+// told what the API server would tell it.
+func TestMetadataOfAFeed(t *testing.T) {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "b", UID: "c", ResourceVersion: "7", Labels: map[string]string{"d": "e"}},
+		Spec:       corev1.PodSpec{NodeName: "f"},
+	}
+	got, err := metadataEvent(frame("MODIFIED", pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := frame("MODIFIED", &metav1.PartialObjectMetadata{ObjectMeta: pod.ObjectMeta})
+	wantEvent, err := decodeProtobufEvent(want[frameLength:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	gotEvent, err := decodeProtobufEvent(got[frameLength:])
+	if err != nil || gotEvent != wantEvent {
+		t.Errorf("%+v, want %+v, %v", gotEvent, wantEvent, err)
+	}
+	kind, object, ok := objectOf(got)
+	_, wantObject, _ := objectOf(want)
+	if !ok || kind != metadataKind || !slices.Equal(object, wantObject) {
+		t.Errorf("%s %x, want %x", kind, object, wantObject)
+	}
+	if _, err := metadataEvent([]byte(`{"type":"ADDED","object":{}}`)); err == nil {
+		t.Error("a line of JSON was taken for an object")
 	}
 }
 

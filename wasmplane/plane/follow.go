@@ -43,6 +43,7 @@ var (
 type apiWatch struct {
 	*http.Response
 	*eventReader // if the API server agreed
+	form         string
 	prints       *prints
 	cancel       context.CancelFunc
 	detach       func() bool // from the exchange that asked for it
@@ -71,6 +72,7 @@ func (x *exchange) openWatch(query url.Values) (*apiWatch, error) {
 			w.close()
 			return nil, err
 		}
+		w.form = x.formOf(w.eventReader)
 		w.prints = newPrints(x.resource, query)
 	}
 	return w, nil

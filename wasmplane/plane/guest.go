@@ -88,7 +88,6 @@ type guest struct {
 	plane     *Plane
 	log       *logrus.Entry
 	transport http.RoundTripper
-	start     []byte // payload of the Start frame, without the seed
 	files     map[string]string
 	startSum  string // see digest
 	mailbox   *runtime.Mailbox
@@ -168,37 +167,43 @@ func poke(ch chan struct{}) {
 }
 
 // prepare sets what is known only once the server runs.
-func (g *guest) prepare(host Host) error {
-	var setup Setup
-	if host.Setup != nil {
-		var err error
-		if setup, err = host.Setup(g.Name); err != nil {
-			return err
-		}
-	}
-	start, err := json.Marshal(abi.Start{Controller: g.Name, Options: setup.Options, Verbosity: g.plane.config.Verbosity})
-	if err != nil {
-		return fmt.Errorf("encoding the options of %s: %w", g.Name, err)
-	}
-	g.start, g.files = start, setup.Files
-	g.startSum = g.digest()
-	g.transport = host.Transport(g.Identity)
+func (g *guest) prepare() error {
+	g.transport = g.plane.host.Transport(g.Identity)
 	g.base, g.cancel = context.WithCancel(context.Background())
-	return nil
+	_, err := g.setUp()
+	return err
 }
 
-// digest identifies what a snapshot relies on: the payload of the Start frame, the
+// setUp asks what the guest is to be started with.
+func (g *guest) setUp() (abi.Start, error) {
+	var setup Setup
+	if ask := g.plane.host.Setup; ask != nil {
+		var err error
+		if setup, err = ask(g.Name); err != nil {
+			return abi.Start{}, fmt.Errorf("setting up %s: %w", g.Name, err)
+		}
+	}
+	start := abi.Start{Controller: g.Name, Options: setup.Options, Verbosity: g.plane.config.Verbosity}
+	var err error
+	g.files = setup.Files
+	g.startSum, err = g.digest(start)
+	return start, err
+}
+
+// digest identifies what a snapshot relies on: what the guest was started with, the
 // files, and what of the declaration went into the heads of its watches.
-func (g *guest) digest() string {
+func (g *guest) digest(start abi.Start) (string, error) {
 	h := sha256.New()
-	h.Write(g.start)
+	if err := json.NewEncoder(h).Encode(start); err != nil {
+		return "", fmt.Errorf("encoding the options of %s: %w", g.Name, err)
+	}
 	for _, path := range slices.Sorted(maps.Keys(g.files)) {
 		fmt.Fprintf(h, "%q%q", path, g.files[path])
 	}
 	if len(g.Having) > 0 {
 		_ = json.NewEncoder(h).Encode(g.Having) // plain data, in a fixed order
 	}
-	return hex.EncodeToString(h.Sum(nil)[:8])
+	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }
 
 // loop owns the guest's memory until ctx is done.
@@ -770,12 +775,12 @@ func (g *guest) load() error {
 		g.log.Warnf("snapshot discarded, starting cold: %v", err)
 		g.discard()
 	}
-	inst, err := g.instantiate()
+	s, err := g.setUp() // anew: certificates may have been renewed
 	if err != nil {
 		return err
 	}
-	var s abi.Start
-	if err := json.Unmarshal(g.start, &s); err != nil {
+	inst, err := g.instantiate()
+	if err != nil {
 		return err
 	}
 	var seed [8]byte
@@ -783,6 +788,7 @@ func (g *guest) load() error {
 	s.Seed = int64(binary.LittleEndian.Uint64(seed[:]))
 	payload, err := json.Marshal(s)
 	if err != nil {
+		inst.Close()
 		return err
 	}
 	g.inst = inst

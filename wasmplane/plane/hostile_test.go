@@ -133,6 +133,7 @@ func TestHostileGuests(t *testing.T) {
 		"long panic":      {ends: "trap: panic: xxx"},
 
 		"files":       {came: "refused"},
+		"given files": {came: "100000 true 100000 9700000"},
 		"sockets":     {came: "refused"},
 		"environment": {came: "[] [guest]"},
 
@@ -219,7 +220,9 @@ func attack(t *testing.T, name string, run time.Duration, prepare func(*hostile)
 		if err != nil {
 			t.Fatal(err)
 		}
-		host.Setup = func(string) (Setup, error) { return Setup{Options: options}, nil }
+		host.Setup = func(string) (Setup, error) {
+			return Setup{Options: options, Files: map[string]string{"/given/file": strings.Repeat("a", 100_000)}}, nil
+		}
 		host.Transport = func(user string) http.RoundTripper {
 			if user == "bad" {
 				return h.victim

@@ -137,7 +137,7 @@ func (p *Plane) Run(ctx context.Context, host Host, ready func()) (err error) {
 	}()
 	var loops, stopping sync.WaitGroup
 	for _, g := range p.guests {
-		if err := g.prepare(host); err != nil {
+		if err := g.prepare(); err != nil {
 			return err
 		}
 	}

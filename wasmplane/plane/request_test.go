@@ -53,11 +53,11 @@ func newBares(t testing.TB, transport func(user string) http.RoundTripper, ds ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.marks = marks
+	p.marks, p.host = marks, Host{Transport: transport}
 	for _, g := range p.guests {
 		b := &bare{guest: g, t: t}
 		b.mailbox = runtime.NewMailbox(func() { b.pushed.Add(1); poke(b.notify) })
-		if err := b.prepare(Host{Transport: transport}); err != nil {
+		if err := b.prepare(); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, b)

@@ -43,6 +43,7 @@ type exchange struct {
 	// Guarded by feeds.mu.
 	feed   *feed  // that a watch follows
 	joined uint64 // revision that it had seen when it joined
+	form   string // in which it is told of objects
 
 	// Guarded by guest.mu.
 	settled   bool   // a watch that can go on from what was seen of it

@@ -200,7 +200,8 @@ const (
 	rawExtensionRaw  = 1 // runtime RawExtension
 	unknownTypeMeta  = 1 // runtime Unknown
 	unknownRaw       = 2
-	typeMetaKind     = 2 // runtime TypeMeta
+	typeMetaVersion  = 1 // runtime TypeMeta
+	typeMetaKind     = 2
 	objectMetadata   = 1 // every API object
 	metaName         = 1 // meta/v1 ObjectMeta
 	metaNamespace    = 3
@@ -323,6 +324,32 @@ func decodeOwner(b []byte) (kind string, controls bool) {
 		}
 	})
 	return kind, controls && err == nil
+}
+
+// metadataEvent makes of an event in protobuf the one that the API server sends to
+// who asked for metadata alone. Every kind has its metadata in the same field.
+func metadataEvent(raw []byte) ([]byte, error) {
+	_, object, ok := objectOf(raw)
+	if !ok {
+		return nil, errors.New("cutting metadata out of a watch event: it is not in protobuf")
+	}
+	metadata, err := field(object, objectMetadata)
+	if err != nil {
+		return nil, err
+	}
+	typ, err := field(raw[frameLength:], watchEventType)
+	if err != nil {
+		return nil, err
+	}
+	message := func(b []byte, n protowire.Number, v []byte) []byte {
+		return protowire.AppendBytes(protowire.AppendTag(b, n, protowire.BytesType), v)
+	}
+	typeMeta := message(message(nil, typeMetaVersion, []byte("meta.k8s.io/v1")), typeMetaKind, []byte(metadataKind))
+	unknown := message(message(nil, unknownTypeMeta, typeMeta), unknownRaw, message(nil, objectMetadata, metadata))
+	extension := message(nil, rawExtensionRaw, append(bytes.Clone(protobufMagic), unknown...))
+	event := message(message(make([]byte, frameLength), watchEventType, typ), watchEventObject, extension)
+	binary.BigEndian.PutUint32(event, uint32(len(event)-frameLength))
+	return event, nil
 }
 
 // field returns the last length-delimited field with number want, nil if there

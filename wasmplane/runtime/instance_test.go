@@ -483,7 +483,9 @@ func TestHostileCalls(t *testing.T) {
 		again   = 6
 		badf    = 8
 		fault   = 21
+		noent   = 44
 		nosys   = 52
+		rofs    = 69
 	)
 	for name, c := range map[string]struct {
 		call string
@@ -503,13 +505,22 @@ func TestHostileCalls(t *testing.T) {
 		"random bytes to the end":         {`(call $random (i32.const 262142) (i32.const 2))`, success},
 		"clock beyond memory":             {`(call $clock (i32.const 0) (i64.const 0) (i32.const 262137))`, fault},
 		"clock of another kind":           {`(call $clock (i32.const 7) (i64.const 0) (i32.const 0))`, nosys},
-		"a file":                          {`(call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0) (i64.const -1) (i64.const -1) (i32.const 0) (i32.const 0))`, nosys},
+		"a file of the mailbox":           {`(call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, badf},
+		"a file that is not given":        {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 4) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, noent},
+		"a file that is given":            {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, success},
+		"a file to create":                {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 4) (i32.const 1) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, rofs},
+		"a file to empty":                 {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 8) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, rofs},
+		"a file to write":                 {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 0) (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 64))`, rofs},
+		"a path beyond memory":            {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const -1) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, fault},
+		"a descriptor beyond memory":      {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 262142))`, fault},
 		"a request beyond memory":         {`(call $request (i32.const 262143) (i32.const 2))`, abi.ErrFormat},
 		"a request of four billion bytes": {`(call $request (i32.const 0) (i32.const -1))`, abi.ErrFormat},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
-			i, err := newCode(t, watText(`(global.set $h (i64.extend_i32_u `+c.call+`))`), "h").Instantiate(h.config())
+			config := h.config()
+			config.Files = map[string]string{"/image": "content"}
+			i, err := newCode(t, watText(`(global.set $h (i64.extend_i32_u `+c.call+`))`), "h").Instantiate(config)
 			if err != nil {
 				t.Fatal(err)
 			}

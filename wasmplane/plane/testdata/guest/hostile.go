@@ -97,7 +97,25 @@ var attacks = map[string]func(context.Context) (string, error){
 		_, list := os.ReadDir("/")
 		write := os.WriteFile("/tmp/x", nil, 0o600)
 		_, dup := os.OpenFile("/dev/stdin", os.O_RDWR, 0)
-		return refusals(read, list, write, dup, errnoOf(pathOpen(3, 0, "etc/passwd"))), nil
+		_, over := os.OpenFile("/given/file", os.O_RDWR, 0)
+		return refusals(read, list, write, dup, over, os.Remove("/given/file"), errnoOf(pathOpen(3, 0, "etc/passwd")), errnoOf(pathOpen(4, 0, "etc/passwd"))), nil
+	},
+	"given files": func(context.Context) (string, error) {
+		for range 100 { // none stays open
+			if _, err := os.ReadFile("/given/file"); err != nil {
+				return "", err
+			}
+		}
+		info, err := os.Stat("/given/file")
+		if err != nil {
+			return "", err
+		}
+		b, err := os.ReadFile("/given/file")
+		sum := 0
+		for _, c := range b {
+			sum += int(c)
+		}
+		return fmt.Sprint(info.Size(), info.Mode().IsRegular(), len(b), sum), err
 	},
 	"sockets": func(ctx context.Context) (string, error) {
 		var d net.Dialer
