@@ -203,11 +203,13 @@ func customQuota(r *run) {
 	r.apply(widget, version, "first", "", "[]")
 	r.apply(quotaOf, "widgets", fmt.Sprintf("count/%s: 2", widgets))
 	// Upstream counts a new kind once it knows it and the quota is changed or due.
-	check, _ := r.matches("resourcequotas/widgets", "status: {hard: {count/%[1]s: '2'}, used: {count/%[1]s: '1'}}", widgets)
 	changes := 0
 	r.eventually("the new kind is counted", func(ctx context.Context) error {
 		changes++
 		r.patch("resourcequotas/widgets", "spec: {hard: {count/secrets: '%d'}}", changes)
+		check, _ := r.matches("resourcequotas/widgets", "status: {hard: {count/secrets: '%d'}}", changes)
+		r.eventually("the change is seen", check)
+		check, _ = r.matches("resourcequotas/widgets", "status: {used: {count/%s: '1'}}", widgets)
 		return check(ctx)
 	})
 	r.apply(widget, version, "second", "", "[]")
