@@ -90,6 +90,7 @@ type guest struct {
 	transport http.RoundTripper
 	files     map[string]string
 	startSum  string // see digest
+	started   func() // lets another guest start
 	mailbox   *runtime.Mailbox
 	notify    chan struct{} // something is in the mailbox
 	commands  chan command
@@ -143,6 +144,7 @@ func newGuest(p *Plane, d controllers.Declaration) *guest {
 	g := &guest{
 		Declaration: d,
 		plane:       p,
+		started:     func() {},
 		log:         p.config.Log.WithField("controller", d.Name),
 		notify:      make(chan struct{}, 1),
 		commands:    make(chan command),
@@ -211,9 +213,11 @@ func (g *guest) loop(ctx context.Context) {
 	defer context.AfterFunc(ctx, g.stop)()
 	if g.resume(ctx) {
 		g.openStreams()
-	} else {
-		g.run(reasonStart, reasonStart, time.Time{})
+	} else if !g.startInTurn(ctx) {
+		g.shutdown()
+		return
 	}
+	defer g.started()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -237,6 +241,19 @@ func (g *guest) loop(ctx context.Context) {
 			c.done <- g.obey(c.verb)
 		}
 	}
+}
+
+// startInTurn runs the guest for the first time, unless ctx ends before it is its
+// turn. Its turn lasts until started is called.
+func (g *guest) startInTurn(ctx context.Context) bool {
+	select {
+	case g.plane.starts <- struct{}{}:
+	case <-ctx.Done():
+		return false
+	}
+	g.started = sync.OnceFunc(func() { <-g.plane.starts })
+	g.run(reasonStart, reasonStart, time.Time{})
+	return true
 }
 
 // stop has the guest leave at its next chance: one with a timer every millisecond
@@ -755,7 +772,11 @@ func (g *guest) park() {
 	}
 	g.stats.ResidentBytes = resident
 	g.stats.MemoryBytes = g.inst.MemorySize()
+	settled := g.underWay == 0
 	g.mu.Unlock()
+	if settled {
+		g.started()
+	}
 	if time.Since(g.startedAt) > maxBackoff {
 		g.backoff = 0
 	}
@@ -971,6 +992,7 @@ func (g *guest) fail(reason string, err error) {
 	g.retryAt = time.Now().Add(g.backoff)
 	g.mu.Lock()
 	g.state = Failed
+	g.started()
 	g.stats.Restarts++
 	g.stats.LastError = reason + ": " + err.Error()
 	g.mu.Unlock()
