@@ -42,7 +42,8 @@ const (
 	// lingerForTimer is the shortest timer that is worth leaving the guest for.
 	lingerForTimer = 2 * time.Millisecond
 
-	// waitLimit is how long an event may wait that does not wake its guest.
+	// waitLimit is how long an event may wait that does not wake its guest. Heartbeats
+	// may wait forever.
 	waitLimit = time.Hour
 
 	// Back-off after a guest was ended, doubled each time and forgotten once it
@@ -694,7 +695,9 @@ func (g *guest) waitingDue(now time.Time) time.Duration {
 	due := never
 	for _, x := range g.exchanges {
 		for _, w := range x.waiting {
-			due = min(due, w.since.Add(waitLimit).Sub(now))
+			if !w.Refresh {
+				due = min(due, w.since.Add(waitLimit).Sub(now))
+			}
 		}
 	}
 	return due
