@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -15,6 +16,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/plane"
 )
@@ -161,6 +167,37 @@ func TestWakesAreNotedWithReasons(t *testing.T) {
 	}
 	if err := w.note(nil, nil); err == nil {
 		t.Error("no error for a controller that is gone")
+	}
+}
+
+// TestFollowerGoesOn has a watch end before all has been seen.
+func TestFollowerGoesOn(t *testing.T) {
+	pod := func(uid string) *corev1.Pod { return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid)}} }
+	opened := 0
+	f, err := follow(t.Context(), "x", func(_ context.Context, list metav1.ListOptions) (watch.Interface, error) {
+		if opened++; list.LabelSelector != "bench=x" {
+			t.Errorf("watches %q", list.LabelSelector)
+		}
+		w := watch.NewFakeWithOptions(watch.FakeOptions{ChannelSize: 4})
+		w.Add(pod("a"))
+		if opened == 2 {
+			w.Add(pod("skip"))
+			w.Modify(pod("b"))
+		}
+		w.Stop()
+		return w, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := f.await(t.Context(), 2, func(o metav1.Object) bool { return o.GetUID() != "skip" })
+	if err != nil || at.IsZero() || opened != 2 {
+		t.Errorf("%v, %v, %d watches", at, err, opened)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := f.await(ctx, 5, nil); err == nil {
+		t.Error("no error although there are no five")
 	}
 }
 

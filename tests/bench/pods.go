@@ -37,12 +37,11 @@ type Filled struct {
 func (s *server) fill(ctx context.Context, n int, reference *server) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*rolloutPatience)
 	defer cancel()
-	list := metav1.ListOptions{LabelSelector: label + "=" + fillers, ResourceVersion: "0"}
-	pods, err := s.client.CoreV1().Pods(namespace).Watch(ctx, list)
+	pods, err := follow(ctx, fillers, s.client.CoreV1().Pods(namespace).Watch)
 	if err != nil {
 		return fmt.Errorf("watching pods of %s: %w", s.name, err)
 	}
-	defer pods.Stop()
+	defer pods.stop()
 	if s.controllers {
 		for k := 0; k*podsOfOne < n; k++ {
 			d := deployment(fmt.Sprintf("%s-%d", fillers, k), fillers, min(podsOfOne, n-k*podsOfOne))
@@ -53,7 +52,7 @@ func (s *server) fill(ctx context.Context, n int, reference *server) error {
 	} else if err := s.copyFrom(ctx, reference); err != nil {
 		return fmt.Errorf("copying the objects of %s to %s: %w", reference.name, s.name, err)
 	}
-	_, err = await(ctx, pods, n, func(o metav1.Object) bool {
+	_, err = pods.await(ctx, n, func(o metav1.Object) bool {
 		p, ok := o.(*corev1.Pod)
 		return ok && p.Status.Phase == corev1.PodRunning
 	})

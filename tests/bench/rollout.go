@@ -81,26 +81,55 @@ func (s *server) makeNamespace(ctx context.Context) error {
 		}
 		return nil
 	}
-	w, err := accounts.Watch(ctx, metav1.ListOptions{ResourceVersion: "0"})
+	f, err := follow(ctx, "", accounts.Watch)
 	if err != nil {
 		return fmt.Errorf("watching service accounts of %s: %w", s.name, err)
 	}
-	defer w.Stop()
-	if _, err := await(ctx, w, 1, nil); err != nil {
+	defer f.stop()
+	if _, err := f.await(ctx, 1, nil); err != nil {
 		return fmt.Errorf("waiting for the service account of a namespace on %s: %w", s.name, err)
 	}
 	return nil
 }
 
-// await waits until n objects that match have been seen on a watch and returns when that was. match, if
-// not nil, says which, and is shown all.
-func await(ctx context.Context, w watch.Interface, n int, match func(metav1.Object) bool) (time.Time, error) {
+// follower is a watch that goes on. The API server ends watches, those of busy clients above all; all that there is then
+// comes anew.
+type follower struct {
+	open func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	list metav1.ListOptions
+	now  watch.Interface
+}
+
+// follow begins to watch what has the label value.
+func follow(ctx context.Context, value string, open func(context.Context, metav1.ListOptions) (watch.Interface, error)) (*follower, error) {
+	f := &follower{open: open, list: metav1.ListOptions{ResourceVersion: "0"}}
+	if value != "" {
+		f.list.LabelSelector = label + "=" + value
+	}
+	var err error
+	f.now, err = f.open(ctx, f.list)
+	return f, err
+}
+
+func (f *follower) stop() { f.now.Stop() }
+
+// await waits until n objects that match have been seen and returns when that was. match, if not nil, says which, and is
+// shown all.
+func (f *follower) await(ctx context.Context, n int, match func(metav1.Object) bool) (time.Time, error) {
 	seen := map[types.UID]bool{}
 	for {
 		select {
-		case event, ok := <-w.ResultChan():
+		case event, ok := <-f.now.ResultChan():
+			if !ok && ctx.Err() == nil {
+				again, err := f.open(ctx, f.list)
+				if err != nil {
+					return time.Time{}, fmt.Errorf("watching again with %d of %d objects seen: %w", len(seen), n, err)
+				}
+				f.now = again
+				continue
+			}
 			if !ok {
-				return time.Time{}, fmt.Errorf("a watch ended with %d of %d objects seen", len(seen), n)
+				return time.Time{}, fmt.Errorf("%d of %d objects are there: %w", len(seen), n, ctx.Err())
 			}
 			if event.Type == watch.Error {
 				return time.Time{}, fmt.Errorf("watching: %w", apierrors.FromObject(event.Object))
@@ -128,9 +157,9 @@ type stages struct {
 }
 
 // awaitBound waits until n pods have been seen bound to a node.
-func awaitBound(ctx context.Context, w watch.Interface, n int) (s stages, err error) {
+func (f *follower) awaitBound(ctx context.Context, n int) (s stages, err error) {
 	seen := map[types.UID]bool{}
-	s.bound, err = await(ctx, w, n, func(o metav1.Object) bool {
+	s.bound, err = f.await(ctx, n, func(o metav1.Object) bool {
 		if seen[o.GetUID()] = true; s.first.IsZero() {
 			s.first = time.Now()
 		}
@@ -166,24 +195,23 @@ type times struct{ created, replicaSets, firstPod, pods, bound time.Duration }
 func (s *server) rollout(ctx context.Context, value string, n int) (times, error) {
 	ctx, cancel := context.WithTimeout(ctx, rolloutPatience)
 	defer cancel()
-	list := metav1.ListOptions{LabelSelector: label + "=" + value, ResourceVersion: "0"}
-	replicaSets, err := s.client.AppsV1().ReplicaSets(namespace).Watch(ctx, list)
+	replicaSets, err := follow(ctx, value, s.client.AppsV1().ReplicaSets(namespace).Watch)
 	if err != nil {
 		return times{}, fmt.Errorf("watching ReplicaSets of %s: %w", s.name, err)
 	}
-	defer replicaSets.Stop()
-	pods, err := s.client.CoreV1().Pods(namespace).Watch(ctx, list)
+	defer replicaSets.stop()
+	pods, err := follow(ctx, value, s.client.CoreV1().Pods(namespace).Watch)
 	if err != nil {
 		return times{}, fmt.Errorf("watching pods of %s: %w", s.name, err)
 	}
-	defer pods.Stop()
+	defer pods.stop()
 
 	var wait sync.WaitGroup
 	var replicaSetsAt time.Time
 	var podsAt stages
 	var replicaSetsErr, podsErr error
-	wait.Go(func() { replicaSetsAt, replicaSetsErr = await(ctx, replicaSets, n, nil) })
-	wait.Go(func() { podsAt, podsErr = awaitBound(ctx, pods, n*replicas) })
+	wait.Go(func() { replicaSetsAt, replicaSetsErr = replicaSets.await(ctx, n, nil) })
+	wait.Go(func() { podsAt, podsErr = pods.awaitBound(ctx, n*replicas) })
 	errs := make([]error, n)
 	var create sync.WaitGroup
 	began := time.Now()

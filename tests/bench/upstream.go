@@ -120,6 +120,11 @@ func (s *server) writeCredentials(authority *pki.Authority, name string) (string
 
 // stop ends the process. These have nothing to save.
 func (c *component) stop() error {
+	select {
+	case err := <-c.ended:
+		return fmt.Errorf("%s ended by itself: %w; its log says why", c.name, err)
+	default:
+	}
 	_ = c.cmd.Process.Signal(syscall.SIGTERM) // it may be gone; then Wait says how
 	select {
 	case err := <-c.ended:
