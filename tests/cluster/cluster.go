@@ -129,10 +129,14 @@ func (c *Cluster) Tell(ctx context.Context, controller, verb string) (bool, erro
 	return code == http.StatusOK, err
 }
 
-// Describe returns all there is to know about the guests, for a failed test.
-func (c *Cluster) Describe(ctx context.Context) string {
+// Describe returns all there is to know about some controllers, by default all
+// guests, for a failed test.
+func (c *Cluster) Describe(ctx context.Context, controllers ...string) string {
+	if len(controllers) == 0 {
+		controllers = Guests
+	}
 	all := ""
-	for _, name := range Guests {
+	for _, name := range controllers {
 		_, body, err := c.Request(ctx, http.MethodGet, "/v1-dormouse/wasm/controllers/"+name)
 		if err != nil {
 			return all + err.Error()
@@ -173,10 +177,10 @@ func Eventually(t testing.TB, what string, check func(context.Context) error) {
 func Await(ctx context.Context, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTimer(Patience)
 	defer tick.Stop()
 	var last error
-	for {
+	for again := 50 * time.Millisecond; ; again = min(again*5/4, 500*time.Millisecond) {
 		err := check(ctx)
 		switch {
 		case err == nil:
@@ -184,6 +188,7 @@ func Await(ctx context.Context, check func(context.Context) error) error {
 		case ctx.Err() == nil || last == nil:
 			last = err // not that of a check that was cut off
 		}
+		tick.Reset(again)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dormouse-k8s/dormouse/tests/cluster"
+	"github.com/dormouse-k8s/dormouse/tests/hollow"
 )
 
 // spoiled is something that happens to the snapshots while no server runs.
@@ -36,7 +37,7 @@ func TestSpoiledSnapshots(t *testing.T) {
 	foreign := read(t, other.snapshots())
 
 	s := start(t, "wasm-idle-timeout: 500ms")
-	startHollow(t, s.Cluster)
+	hollow.Start(t, s.Cluster, hollow.Config{})
 	apply(t.Context(), t, s.Cluster, "files", 2, 3)
 	s.settled("files")
 	s.down()
@@ -96,7 +97,7 @@ func TestSpoiledSnapshots(t *testing.T) {
 func TestRestoredDatastore(t *testing.T) {
 	choose := random(t)
 	s := start(t, "wasm-idle-timeout: 500ms")
-	startHollow(t, s.Cluster)
+	hollow.Start(t, s.Cluster, hollow.Config{})
 	apply(t.Context(), t, s.Cluster, "restore", 2, 3)
 	s.rests("restore")
 

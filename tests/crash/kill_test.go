@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/dormouse-k8s/dormouse/tests/hollow"
 )
 
 const (
@@ -20,7 +22,7 @@ const (
 func TestKill9DuringRollouts(t *testing.T) {
 	choose := random(t)
 	s := start(t)
-	startHollow(t, s.Cluster)
+	hollow.Start(t, s.Cluster, hollow.Config{})
 	apply(t.Context(), t, s.Cluster, "crash", 4, 3)
 	clients := newWriters(s.Cluster, "crash", 4, 3, choose)
 	killed(t, s, clients, choose, *kills)
@@ -63,7 +65,7 @@ func TestEvictionsDuringRollouts(t *testing.T) {
 	choose := random(t)
 	// Every run ends on disk, and there is never room for all.
 	s := start(t, "wasm-idle-timeout: 1ms", "wasm-memory-budget: 8MiB")
-	startHollow(t, s.Cluster)
+	hollow.Start(t, s.Cluster, hollow.Config{})
 	// More would leave the controllers no moment to be evicted in.
 	apply(t.Context(), t, s.Cluster, "evict", 1, 3)
 	clients := newWriters(s.Cluster, "evict", 1, 3, choose)

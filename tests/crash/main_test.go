@@ -1,6 +1,6 @@
 // Package crash ends servers at bad moments and spoils their files, and looks
 // whether the cluster comes out right. The servers run without an agent, each in
-// namespaces of its own; a node made of air (see hollow) runs the pods.
+// namespaces of its own; a node made of air (see tests/hollow) runs the pods.
 package crash
 
 import (

@@ -1,6 +1,10 @@
 package crash
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/dormouse-k8s/dormouse/tests/hollow"
+)
 
 // TestNativeAndBack: with the controllers in the process instead of in Wasm a
 // cluster behaves the same, kill -9 included, and one data directory can change
@@ -9,7 +13,7 @@ func TestNativeAndBack(t *testing.T) {
 	choose := random(t)
 	const native = "controller-mode: native"
 	s := start(t, native)
-	startHollow(t, s.Cluster)
+	hollow.Start(t, s.Cluster, hollow.Config{})
 	apply(t.Context(), t, s.Cluster, "modes", 4, 3)
 	clients := newWriters(s.Cluster, "modes", 4, 3, choose)
 	killed(t, s, clients, choose, 3)

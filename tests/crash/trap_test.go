@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/dormouse-k8s/dormouse/tests/cluster"
+	"github.com/dormouse-k8s/dormouse/tests/hollow"
 )
 
 // TestTrap: the memory of a controller that is awake goes bad, as it does on boards without ECC. The controller is
@@ -19,7 +20,7 @@ import (
 func TestTrap(t *testing.T) {
 	const victim = "deployment-controller"
 	s := start(t, "wasm-idle-timeout: 1h") // who was awake stays in memory until told otherwise
-	startHollow(t, s.Cluster)
+	hollow.Start(t, s.Cluster, hollow.Config{})
 	apply(t.Context(), t, s.Cluster, "trap", 2, 3)
 	s.settled("trap")
 

@@ -54,6 +54,10 @@ type Declaration struct {
 	// TimerSlack is how late a timer of the sleeping controller may fire. Timers
 	// of a controller that is resident fire on time.
 	TimerSlack time.Duration
+	// SlackAfter is for how long after an event woke the controller its timers fire
+	// on time all the same, at least some seconds: what an event has begun may end
+	// with one of them.
+	SlackAfter time.Duration
 	// Heartbeat, if not zero, is what TimerSlack relies on.
 	Heartbeat Heartbeat
 

@@ -53,9 +53,11 @@ var podGarbageCollector = Declaration{
 	Identity:  serviceAccount + "pod-garbage-collector",
 	Resources: []string{"pods", "nodes"},
 	// It looks at all pods each 20 seconds: for pods of deleted nodes, and for
-	// more finished ones than the threshold.
+	// more finished ones than the threshold. That a node is gone it believes after
+	// 40 seconds, and looks then at the third time.
 	Wait:        map[string]Events{"pods": Any, "nodes": Added | Modified},
 	TimerSlack:  5 * time.Minute,
+	SlackAfter:  90 * time.Second,
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

@@ -385,7 +385,7 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 		return never // its response will come, and with it a run
 	}
 	at := stirred.Add(warm)
-	if quiet := stirred.Add(slackAfter); (g.TimerSlack > 0 || rest) && quiet.After(at) {
+	if quiet := stirred.Add(max(slackAfter, g.SlackAfter)); (g.TimerSlack > 0 || rest) && quiet.After(at) {
 		at = quiet
 	}
 	if g.saveAfter.After(at) {
@@ -946,7 +946,7 @@ func (g *guest) head() (snapshot.Head, error) {
 		return snapshot.Head{}, errBusy
 	}
 	head := snapshot.Head{Generation: g.plane.host.Datastore.Generation, Start: g.startSum, NextTimer: g.nextTimer,
-		Quiet: time.Since(g.stirred) >= slackAfter}
+		Quiet: time.Since(g.stirred) >= max(slackAfter, g.SlackAfter)}
 	g.fillStreams(&head)
 	return head, nil
 }

@@ -61,6 +61,7 @@ func TestTimers(t *testing.T) {
 	lease := controllers.Heartbeat{Resource: "leases", Within: time.Minute}
 	for name, c := range map[string]struct {
 		slack     time.Duration
+		after     time.Duration // an event, the slack holds
 		heartbeat controllers.Heartbeat
 		silent    time.Duration // since the last heartbeat; 0: there is none
 		objects   int           // that its timers are for; 0: it has timers for anything, -1: none
@@ -93,6 +94,7 @@ func TestTimers(t *testing.T) {
 		"warm for too long":             {warm: true, next: -1, idle: 2 * time.Minute, due: never, sleep: -time.Minute},
 		"warm, far timer":               {warm: true, next: min5, due: min5, sleep: time.Minute},
 		"warm, no slack in memory":      {warm: true, next: min5, slack: time.Hour, due: min5, sleep: time.Minute},
+		"warm, slack only later":        {warm: true, next: min5, slack: time.Hour, after: 2 * time.Minute, due: min5, sleep: 2 * time.Minute},
 		"warm, timer before":            {warm: true, next: 30 * time.Second, due: 30 * time.Second, sleep: never},
 		"warm, timer soon after":        {warm: true, next: time.Minute + worthSleeping/2, due: time.Minute + worthSleeping/2, sleep: never},
 		"warm, near timer with slack":   {warm: true, next: 5 * time.Second, slack: time.Hour, due: 5 * time.Second, sleep: time.Minute},
@@ -105,7 +107,7 @@ func TestTimers(t *testing.T) {
 		"warm, could not be saved once": {warm: true, next: -1, saveAfter: -time.Hour, due: never, sleep: time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBare(t, controllers.Declaration{TimerSlack: c.slack, Heartbeat: c.heartbeat}, nil)
+			b := newBare(t, controllers.Declaration{TimerSlack: c.slack, SlackAfter: c.after, Heartbeat: c.heartbeat}, nil)
 			now := time.Now()
 			b.nextTimer = c.next
 			if c.next >= 0 {

@@ -1,0 +1,272 @@
+// Package parity runs one suite of controller behaviour against controllers that
+// run natively and against controllers that sleep. In the Wasm run guests are
+// released from memory at random moments all the time. That may change nothing:
+// the cases are the same, and so is what they must see.
+//
+// The servers run without an agent, in namespaces of their own; the nodes are
+// hollow (see tests/hollow). Each case has a Kubernetes namespace, and most run
+// at the same time.
+package parity
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/restmapper"
+
+	"github.com/dormouse-k8s/dormouse/tests/cluster"
+	"github.com/dormouse-k8s/dormouse/tests/hollow"
+	"github.com/dormouse-k8s/dormouse/tests/node"
+)
+
+var (
+	binary = flag.String("binary", "../../bin/dormouse", "the dormouse executable")
+	seed   = flag.Uint64("seed", 1, "which guests are evicted, and when")
+)
+
+const (
+	// startPatience bounds the start of a server.
+	startPatience = 3 * time.Minute
+	// atOnce is how many cases run at the same time: they wait most of the time.
+	atOnce = "48"
+	// Guests are evicted this long after each other.
+	evictAfterMin, evictAfterMax = 100 * time.Millisecond, 500 * time.Millisecond
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", atOnce); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// trial is a case.
+type trial struct {
+	name        string
+	controllers string // whose behaviour it is, for a failed test
+	run         func(*run)
+}
+
+// TestParity runs all cases in both modes.
+func TestParity(t *testing.T) {
+	for _, mode := range []string{"native", "wasm"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, mode)
+			stop := w.evictGuests(t)
+			t.Run("cases", func(t *testing.T) {
+				for _, c := range trials {
+					t.Run(c.name, func(t *testing.T) {
+						t.Parallel()
+						w.try(t, c)
+					})
+				}
+			})
+			stop()
+			w.verify(t)
+		})
+	}
+}
+
+// world is a running server in one of the modes, with two hollow nodes that take
+// the pods of all cases.
+type world struct {
+	*cluster.Cluster
+	mode    *testing.T
+	dynamic dynamic.Interface
+	mapper  *restmapper.DeferredDiscoveryRESTMapper
+	wasm    bool
+
+	mu   sync.Mutex
+	held []hold
+}
+
+// hold is something that a case has seen, and that must stay so.
+type hold struct {
+	t     *testing.T
+	what  string
+	check func(context.Context) error
+}
+
+func (w *world) hold(h hold) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = append(w.held, h)
+}
+
+// start starts a server and nodes.
+func start(t *testing.T, mode string) *world {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startPatience)
+	defer cancel()
+	n, err := node.Start(ctx, node.Config{Binary: *binary, Args: []string{"--disable-agent", "--controller-mode=" + mode}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the end of the server's log:\n%s", logTail(n.LogFile()))
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	kubeconfig, err := n.Exec(ctx, "cat", node.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{mode: t, wasm: mode == "wasm"}
+	if w.Cluster, err = cluster.Connect([]byte(kubeconfig), net.JoinHostPort(n.IP.String(), "6443")); err != nil {
+		t.Fatal(err)
+	}
+	if w.dynamic, err = dynamic.NewForConfig(w.Config); err != nil {
+		t.Fatal(err)
+	}
+	d, err := discovery.NewDiscoveryClientForConfig(w.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(d))
+	for i := range 2 {
+		hollow.Start(t, w.Cluster, hollow.Config{Name: fmt.Sprintf("hollow-%d", i)})
+	}
+	return w
+}
+
+func logTail(file string) string {
+	const most = 16 << 10
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-most):])
+}
+
+// try runs a case.
+func (w *world) try(t *testing.T, c trial) {
+	r := &run{t, w, c.name}
+	t.Cleanup(func() {
+		if t.Failed() {
+			ctx := context.Background()
+			t.Logf("the events:\n%s\nthe controllers:\n%s", w.events(ctx, r.ns), w.Describe(ctx, strings.Fields(c.controllers)...))
+		}
+	})
+	r.makeNamespace()
+	c.run(r)
+}
+
+// events prints the events of a namespace.
+func (w *world) events(ctx context.Context, namespace string) string {
+	l, err := w.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err.Error()
+	}
+	var all strings.Builder
+	for _, e := range l.Items {
+		fmt.Fprintf(&all, "%s %s/%s %s: %s\n", e.Source.Component+e.ReportingController, e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message)
+	}
+	return all.String()
+}
+
+// evictGuests evicts random guests that are in memory, until the function that it
+// returns is called. Those that are busy it leaves alone, as Dormouse does. In
+// native mode it does nothing.
+func (w *world) evictGuests(t *testing.T) (stop func()) {
+	if !w.wasm {
+		return func() {}
+	}
+	t.Logf("-seed %d", *seed)
+	choose := rand.New(rand.NewPCG(*seed, 0))
+	ctx, cancel := context.WithCancel(t.Context())
+	done, busy, failure := 0, 0, error(nil)
+	var running sync.WaitGroup
+	running.Go(func() {
+		for failure == nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(evictAfterMin + time.Duration(choose.Int64N(int64(evictAfterMax-evictAfterMin)))):
+			}
+			n := choose.Uint64()
+			guests, err := w.guests(ctx, "warm", "awake")
+			if err == nil && len(guests) > 0 {
+				var evicted bool
+				if evicted, err = w.Tell(ctx, guests[n%uint64(len(guests))].Name, "evict"); evicted {
+					done++
+				} else if err == nil {
+					busy++
+				}
+			}
+			if ctx.Err() == nil {
+				failure = err
+			}
+		}
+	})
+	return func() {
+		cancel()
+		running.Wait()
+		if failure != nil {
+			t.Errorf("evicting guests: %v", failure)
+		}
+		t.Logf("%d evictions; %d more times the guest was busy", done, busy)
+		if done == 0 {
+			t.Error("no guest was evicted")
+		}
+	}
+}
+
+// guests are the controllers in one of the states.
+func (w *world) guests(ctx context.Context, states ...string) ([]cluster.Controller, error) {
+	all, err := w.Controllers(ctx)
+	return slices.DeleteFunc(all, func(c cluster.Controller) bool { return !slices.Contains(states, c.State) }), err
+}
+
+// verify looks whether all that the cases have seen is still so, and whether a
+// guest was ended.
+func (w *world) verify(t *testing.T) {
+	for _, h := range w.held {
+		if h.t.Failed() {
+			continue
+		}
+		if err := h.check(t.Context()); err != nil {
+			t.Errorf("%s: %s did not stay as it was: %v", h.t.Name(), h.what, err)
+		}
+	}
+	t.Logf("%d states stayed as they were", len(w.held))
+	all, err := w.Controllers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wakes, each := 0, ""
+	for _, c := range all {
+		if c.State == "native" {
+			continue
+		}
+		if !w.wasm {
+			t.Errorf("%s is %s in native mode", c.Name, c.State)
+		}
+		if c.Restarts != 0 || c.LastError != "" {
+			t.Errorf("%s was restarted %d times: %s", c.Name, c.Restarts, c.LastError)
+		}
+		wakes += c.Wakes
+		each += fmt.Sprintf("\n%6d %s", c.Wakes, c.Name)
+	}
+	if w.wasm {
+		t.Logf("%d wakes:%s", wakes, each)
+	}
+}
