@@ -12,7 +12,7 @@ import (
 // Layout of the figure, in units of its own. What is drawn lies within the margins.
 const (
 	svgWidth, svgHeight = 860, 380
-	svgLeft, svgRight   = 64, 128
+	svgLeft, svgRight   = 64, 144
 	svgTop, svgBottom   = 56, 76
 	svgRug              = 12 // height of a wake's mark, below the axis
 	svgLabelGap         = 15 // least distance of two labels, from line to line
