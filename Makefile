@@ -79,7 +79,7 @@ lint:
 	shellcheck install.sh .ci/run
 
 bench: build images
-	go run ./tests/bench -json $(BENCH_JSON)
+	go run ./tests/bench -json $(BENCH_JSON) -svg docs/memory.svg $(BENCH_FLAGS)
 
 ## Surroundings
 

@@ -123,6 +123,9 @@ func Guests(ctx context.Context, cfg Config, native []string) ([]string, error) 
 		if err := s.controllers.Exclude(guests); err != nil {
 			return nil, err
 		}
+		if _, err := s.controllers.Configuration(); err != nil {
+			return nil, err
+		}
 	}
 	if !cfg.DisableScheduler && !isNative(scheduler.Name) {
 		c, err := s.scheduler.Configuration(ctx)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -33,6 +34,10 @@ type wasmPlane struct {
 
 var _ server.Plane = (*wasmPlane)(nil)
 
+// unloadModule is how long every controller has slept when the module itself leaves memory. To map it again
+// takes 2 to 3 ms.
+const unloadModule = 30 * time.Second
+
 // newPlane loads the compiled controllers. What it returns has to be closed after it has run.
 func newPlane(c *config.Config, files payloadDir, guests []controllers.Declaration) (*wasmPlane, error) {
 	file := files.file(payload.Controllers)
@@ -45,6 +50,7 @@ func newPlane(c *config.Config, files payloadDir, guests []controllers.Declarati
 		m.Close()
 		return nil, fmt.Errorf("loading the controllers from %s: %w", file, err)
 	}
+	code.UnloadAfter(unloadModule, m.Map)
 	monitor, err := pressure.New()
 	if err != nil {
 		logrus.Warnf("controllers do not leave when memory is scarce: %v", err)

@@ -85,7 +85,7 @@ func (w *wasmClient) printTop(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	view := newTopView(controllers, time.Now())
-	for _, line := range view.lines() {
+	for _, line := range view.lines(len(view.guests)) {
 		if _, err := fmt.Fprintln(out, line); err != nil {
 			return err
 		}
@@ -174,8 +174,9 @@ func lastWake(s plane.Status) time.Time {
 // headerLines are how many lines come before the row of column names.
 const headerLines = 3
 
-// lines are the view as text: totals, an empty line, the names of the columns, and a row for each guest.
-func (v *topView) lines() []string {
+// lines are the view as text: totals, an empty line, the names of the columns, and a row for each of the first guests,
+// shown of them. The columns are as wide as these need.
+func (v *topView) lines(shown int) []string {
 	states := map[plane.State]int{}
 	var sum plane.Status
 	for _, g := range v.guests {
@@ -199,10 +200,10 @@ func (v *topView) lines() []string {
 	fmt.Fprintf(&b, "resident %s   wakes %d in the last minute, %d in all   snapshots written %s\n\n",
 		bytesText(sum.ResidentBytes), sum.WakesLastMinute, sum.Wakes, bytesText(sum.WrittenBytes))
 	t := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "NAME\tSTATE\tRESIDENT\tWAKES/MIN\tWAKES\tLAST WAKE\tNEXT TIMER\tWRITTEN\tREASON")
-	for _, g := range v.guests {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", g.Name, g.State, bytesText(g.ResidentBytes), g.WakesLastMinute, g.Wakes,
-			ago(g.LastWake, v.at), until(g.NextTimer, v.at), bytesText(g.WrittenBytes), dash(printable(g.LastWakeReason)))
+	fmt.Fprintln(t, "NAME\tSTATE\tRESIDENT\tWAKES/MIN\tNEXT TIMER\tLAST WAKE\tREASON")
+	for _, g := range v.guests[:shown] {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", g.Name, g.State, bytesText(g.ResidentBytes), g.WakesLastMinute,
+			until(g.NextTimer, v.at), ago(g.LastWake, v.at), dash(printable(g.LastWakeReason)))
 	}
 	t.Flush() // into memory
 	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
@@ -210,12 +211,16 @@ func (v *topView) lines() []string {
 
 // screen is what draws the view over the one before, cut to the size of the terminal.
 func (v *topView) screen(columns, rows int) string {
-	lines := v.lines()
+	shown, room := len(v.guests), rows-headerLines-1
+	if shown > room {
+		shown = max(room-1, 0) // the last line says how many there are besides
+	}
+	lines := v.lines(shown)
 	if v.trouble != "" {
 		lines[headerLines-1] = "not up to date: " + printable(v.trouble)
 	}
-	if hidden := len(lines) - rows; hidden > 0 && rows > headerLines {
-		lines = append(lines[:rows-1], fmt.Sprintf("and %d more", hidden+1))
+	if hidden := len(v.guests) - shown; hidden > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", hidden))
 	}
 	lines = lines[:min(len(lines), rows)]
 	var b strings.Builder
@@ -230,7 +235,7 @@ func (v *topView) screen(columns, rows int) string {
 		switch g := k - headerLines - 1; {
 		case k == headerLines:
 			line = inverse + line + plain
-		case k == headerLines-1 && v.trouble != "", g >= 0 && g < len(v.guests) && topRank(v.guests[g].State) < 3:
+		case k == headerLines-1 && v.trouble != "", g >= 0 && g < shown && topRank(v.guests[g].State) < 3:
 			line = bold + line + plain
 		}
 		b.WriteString(line + clearLine)

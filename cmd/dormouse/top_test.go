@@ -36,17 +36,17 @@ func topGuests(now time.Time) []plane.Status {
 
 func TestTopView(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	got := strings.Join(newTopView(topGuests(now), now).lines(), "\n")
+	got := strings.Join(newTopView(topGuests(now), now).lines(6), "\n")
 	want := `12:00:00   1 awake, 1 warm, 2 asleep, 1 cold, 1 failed, 1 native
 resident 4.0MiB   wakes 3 in the last minute, 16 in all   snapshots written 2.0MiB
 
-NAME           STATE    RESIDENT   WAKES/MIN   WAKES   LAST WAKE   NEXT TIMER   WRITTEN   REASON
-runs           awake    3.0MiB     1           7       1s ago      -            0         timer
-warm           warm     1.0MiB     0           2       0s ago      -            2.0MiB    ADDED deployments.apps default/web
-ended          failed   0          0           1       60s ago     -            0         timer
-asleep-short   asleep   0          2           5       10s ago     in 5m        4.0KiB    ADDED pods default/?[2J
-asleep-long    asleep   0          0           1       60m ago     -            0         start
-cold           cold     0          0           0       -           -            0         -`
+NAME           STATE    RESIDENT   WAKES/MIN   NEXT TIMER   LAST WAKE   REASON
+runs           awake    3.0MiB     1           -            1s ago      timer
+warm           warm     1.0MiB     0           -            0s ago      ADDED deployments.apps default/web
+ended          failed   0          0           -            60s ago     timer
+asleep-short   asleep   0          2           in 5m        10s ago     ADDED pods default/?[2J
+asleep-long    asleep   0          0           -            60m ago     start
+cold           cold     0          0           -            -           -`
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -69,6 +69,9 @@ func TestTopFitsTheScreen(t *testing.T) {
 	}
 	if got := v.screen(80, 8); !strings.HasSuffix(got, "and 3 more"+clearLine+clearBelow) {
 		t.Errorf("nothing is said of what is left out: %q", got)
+	}
+	if got := v.screen(80, 8); strings.Contains(got, "cold ") {
+		t.Errorf("a row is shown that has no room: %q", got)
 	}
 	v.trouble = "asking the server: \x1b[31mno"
 	if got := v.screen(80, 24); !strings.Contains(got, bold+"not up to date: asking the server: ?[31mno"+plain) {

@@ -106,6 +106,17 @@ func (a *Archive) Close() error { return a.f.Close() }
 // Digest identifies the content of the archive.
 func (a *Archive) Digest() string { return a.digest }
 
+// Sizes are the lengths of a file, in bytes: packed, as in the program, and unpacked. ok is false if the archive has
+// no such file.
+func (a *Archive) Sizes(name string) (packed, unpacked int64, ok bool) {
+	for _, f := range a.index.Files {
+		if f.Name == name {
+			return f.Packed, f.Size, true
+		}
+	}
+	return 0, 0, false
+}
+
 // readIndex reads and checks the end of a file of that size.
 func readIndex(r io.ReaderAt, size int64) (index, string, error) {
 	var x index

@@ -84,6 +84,20 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
+func TestSizes(t *testing.T) {
+	a, err := Open(packed(t, "module"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if packed, unpacked, ok := a.Sizes(Runtime); !ok || unpacked != 800_000 || packed <= 0 || packed > 10_000 {
+		t.Errorf("%d of %d bytes, %v", packed, unpacked, ok)
+	}
+	if _, _, ok := a.Sizes("nothing"); ok {
+		t.Error("a file that is not there has a size")
+	}
+}
+
 func TestUnpackKeepsThePreviousVersion(t *testing.T) {
 	data := t.TempDir()
 	write(t, data, "data/notes/mine", 0o644, nil)

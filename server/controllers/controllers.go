@@ -12,8 +12,10 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/sirupsen/logrus"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	v1core "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -59,6 +61,15 @@ func New(cfg Config) (*Manager, error) {
 	flags := o.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
 	if err := options.Parse("kube-controller-manager-arg", flags.FlagSets, defaults(cfg), cfg.Args); err != nil {
 		return nil, err
+	}
+	if errs := o.Generic.Validate(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()); len(errs) > 0 {
+		return nil, fmt.Errorf("kube-controller-manager-arg: %w", utilerrors.NewAggregate(errs))
+	}
+	for i, given := range o.Generic.Controllers {
+		name := strings.TrimPrefix(given, "-")
+		if canonical, ok := app.ControllerAliases()[name]; ok {
+			o.Generic.Controllers[i] = strings.TrimSuffix(given, name) + canonical
+		}
 	}
 	return &Manager{options: o}, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -13,15 +14,19 @@ import (
 	"github.com/dormouse-k8s/dormouse/wasmplane/plane"
 )
 
-// Idle is what a server costs that has nothing to do.
+// idlePods is how many pods the idle node runs.
+const idlePods = 10
+
+// Idle is what a server costs that has nothing to do: a node renews its lease, and its pods run.
 type Idle struct {
-	Mode   string `json:"mode"`
-	Memory Memory `json:"memory"` // after the settling time
-	// Anonymous is the anonymous memory over the idle time, looked at each lookEvery, in bytes. It rises and falls with
-	// the garbage collector, so that servers are to be compared by its median.
-	Anonymous []int64 `json:"anonymous"`
-	CPU       float64 `json:"cpu"`     // seconds over the idle time
-	Written   int64   `json:"written"` // bytes given to the block layer over the idle time
+	Mode string `json:"mode"`
+	// Samples are the memory over the idle time, looked at each lookEvery. It rises and falls with the garbage
+	// collector, so that servers are to be compared by its median.
+	Samples []Memory `json:"samples"`
+	CPU     float64  `json:"cpu"`     // seconds over the idle time
+	Written int64    `json:"written"` // bytes given to the block layer over the idle time
+	// Snapshots is how much of it the plane gave to its snapshot database, in bytes.
+	Snapshots int64 `json:"snapshots"`
 
 	Files  map[string]int64 `json:"files"` // sizes of what is kept on disk, in bytes, after the idle time
 	Guests []Guest          `json:"guests,omitempty"`
@@ -31,52 +36,56 @@ type Idle struct {
 // Guest is what a controller did over the idle time.
 type Guest struct {
 	plane.Status
-	SettledAs plane.State `json:"settledAs"` // its state when the idle time began
-	IdleWakes int         `json:"idleWakes"`
-	// IdleReasons are the reasons of those wakes, as often as they were seen; a look is taken each lookEvery, and of
-	// several wakes in between only the last is known.
-	IdleReasons map[string]int `json:"idleReasons,omitempty"`
+	SettledAs plane.State  `json:"settledAs"` // its state when the idle time began
+	IdleWakes []plane.Wake `json:"idleWakes,omitempty"`
 }
 
 // lookEvery is how often the controllers are looked at. More often would cost the server more than it does itself.
 const lookEvery = 10 * time.Second
 
 // idle measures all servers over the same time.
-func (b *bench) idle(ctx context.Context, servers map[string]*server) error {
+func (b *bench) idle(ctx context.Context) error {
+	servers, stop, err := b.startServers(ctx, "idle", wasm, native, bare, k3sWay)
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.measureIdle(ctx, servers), stop())
+}
+
+func (b *bench) measureIdle(ctx context.Context, servers []*server) error {
+	for _, s := range servers {
+		if err := s.prepare(ctx); err != nil {
+			return err
+		}
+		if err := s.fill(ctx, idlePods, servers[0]); err != nil {
+			return err
+		}
+	}
 	b.say("idle: %s until memory is measured, then %s", b.Settle, b.Idle)
 	if err := pause(ctx, b.Settle); err != nil {
 		return err
 	}
-	var order []*server
-	for _, name := range []string{wasm.name, native.name, without().name} {
-		order = append(order, servers[name])
-	}
-	results := make([]Idle, len(order))
-	before := make([]usage, len(order))
-	var watch *wakeWatch
-	for k, s := range order {
-		var err error
-		results[k].Mode = s.name
-		if results[k].Memory, err = memoryOf(s.pid()); err != nil {
-			return err
-		}
+	results := make([]Idle, len(servers))
+	before := make([]usage, len(servers))
+	watches := make([]*wakeWatch, len(servers))
+	for k, s := range servers {
+		results[k].Mode = s.mode.name
 		if err := b.profile(ctx, s, "heap", nil); err != nil {
 			return err
 		}
 		if err := b.profile(ctx, s, "goroutine", nil); err != nil {
 			return err
 		}
-		if s.name == wasm.name {
-			if watch, err = newWakeWatch(ctx, s); err != nil {
-				return err
-			}
+		var err error
+		if watches[k], err = newWakeWatch(ctx, s); err != nil {
+			return err
 		}
-		if before[k], err = usageOf(s.pid()); err != nil {
+		if before[k], err = usageOf(s.pids()); err != nil {
 			return err
 		}
 	}
-	profiled := make(chan error, len(order))
-	for _, s := range order {
+	profiled := make(chan error, len(servers))
+	for _, s := range servers {
 		go func() {
 			profiled <- b.profile(ctx, s, "profile", url.Values{"seconds": {fmt.Sprintf("%.0f", b.Idle.Seconds())}})
 		}()
@@ -85,37 +94,37 @@ func (b *bench) idle(ctx context.Context, servers map[string]*server) error {
 		if err := pause(ctx, min(time.Until(end), lookEvery)); err != nil {
 			return err
 		}
-		if err := watch.look(ctx); err != nil {
-			return err
-		}
-		for k, s := range order {
-			m, err := memoryOf(s.pid())
+		for k, s := range servers {
+			// All are asked the same, whether they have guests or not.
+			if err := watches[k].look(ctx); err != nil {
+				return err
+			}
+			m, err := memoryOf(s.pids())
 			if err != nil {
 				return err
 			}
-			results[k].Anonymous = append(results[k].Anonymous, m.Anonymous)
+			results[k].Samples = append(results[k].Samples, m)
 		}
 	}
-	for range order {
+	for range servers {
 		if err := <-profiled; err != nil {
 			return err
 		}
 	}
-	for k, s := range order {
-		after, err := usageOf(s.pid())
+	for k, s := range servers {
+		after, err := usageOf(s.pids())
 		if err != nil {
 			return err
 		}
 		results[k].CPU, results[k].Written = (after.cpu - before[k].cpu).Seconds(), after.written-before[k].written
+		results[k].Snapshots = watches[k].written
 		if results[k].Files, err = s.files(); err != nil {
 			return err
 		}
 		if results[k].Load, err = loadAverage(); err != nil {
 			return err
 		}
-		if s.name == wasm.name {
-			results[k].Guests = watch.guests
-		}
+		results[k].Guests = watches[k].guests
 	}
 	b.report.Idle = results
 	return nil
@@ -143,8 +152,9 @@ func (s *server) files() (map[string]int64, error) {
 
 // wakeWatch notes what wakes the guests of a server.
 type wakeWatch struct {
-	server *server
-	guests []Guest
+	server  *server
+	guests  []Guest
+	written int64 // bytes given to the snapshot database since it began
 }
 
 func newWakeWatch(ctx context.Context, s *server) (*wakeWatch, error) {
@@ -154,7 +164,7 @@ func newWakeWatch(ctx context.Context, s *server) (*wakeWatch, error) {
 		return nil, err
 	}
 	for _, g := range guests {
-		w.guests = append(w.guests, Guest{Status: g, SettledAs: g.State, IdleReasons: map[string]int{}})
+		w.guests = append(w.guests, Guest{Status: g, SettledAs: g.State})
 	}
 	return w, nil
 }
@@ -165,25 +175,64 @@ func (w *wakeWatch) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.note(guests)
+	return w.note(guests, func(name string) ([]plane.Wake, error) { return w.server.lastWakes(ctx, name) })
 }
 
-func (w *wakeWatch) note(guests []plane.Status) error {
+func (w *wakeWatch) note(guests []plane.Status, lastWakes func(name string) ([]plane.Wake, error)) error {
 	if len(guests) != len(w.guests) {
 		return fmt.Errorf("%d controllers, %d before", len(guests), len(w.guests))
 	}
 	for k, now := range guests {
 		g := &w.guests[k]
 		if wakes := now.Wakes - g.Wakes; wakes > 0 {
-			g.IdleWakes += wakes
-			g.IdleReasons[now.LastWakeReason]++
-			if wakes > 1 {
-				g.IdleReasons["not seen"] += wakes - 1
+			last, err := lastWakes(g.Name)
+			if err != nil {
+				return err
+			}
+			since := time.Time{}
+			if g.LastWake != nil {
+				since = *g.LastWake
+			}
+			for _, wake := range last {
+				if wake.At.After(since) && wakes > 0 {
+					g.IdleWakes = append(g.IdleWakes, wake)
+					wakes--
+				}
+			}
+			for ; wakes > 0; wakes-- { // more than the plane remembers
+				g.IdleWakes = append(g.IdleWakes, plane.Wake{At: *now.LastWake, Reason: "not seen"})
 			}
 		}
+		w.written += now.WrittenBytes - g.WrittenBytes
 		g.Status = now
 	}
 	return nil
+}
+
+// housekeeping says what a wake was for that should have been for nothing: the upkeep of nodes and watches. It is ""
+// for any other.
+func housekeeping(reason string) string {
+	for prefix, class := range map[string]string{
+		"MODIFIED leases.coordination.k8s.io": "heartbeat",
+		"MODIFIED nodes":                      "heartbeat",
+		"end of the watch":                    "renewal",
+		"end of watch":                        "renewal",
+		"BOOKMARK":                            "bookmark",
+	} {
+		if strings.HasPrefix(reason, prefix) {
+			return class
+		}
+	}
+	return ""
+}
+
+// countReasons counts wakes by reason.
+func countReasons(wakes []plane.Wake) map[string]int {
+	count := map[string]int{}
+	for _, w := range wakes {
+		count[w.Reason]++
+	}
+	return count
 }
 
 // stateText counts guests by state.

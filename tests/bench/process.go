@@ -18,14 +18,36 @@ type Memory struct {
 	Anonymous int64 `json:"anonymous"` // its own, and not to be had back from a file
 }
 
-// memoryOf reads the memory of a process.
-func memoryOf(pid int) (Memory, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return Memory{}, fmt.Errorf("reading the memory of process %d: %w", pid, err)
+// memoryOf reads the memory of some processes and adds it up.
+func memoryOf(pids []int) (Memory, error) {
+	var m Memory
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			return Memory{}, fmt.Errorf("reading the memory of process %d: %w", pid, err)
+		}
+		fields := keyed(text)
+		m.RSS += fields["Rss"] << 10
+		m.PSS += fields["Pss"] << 10
+		m.Anonymous += fields["Anonymous"] << 10
 	}
-	fields := keyed(text)
-	return Memory{RSS: fields["Rss"] << 10, PSS: fields["Pss"] << 10, Anonymous: fields["Anonymous"] << 10}, nil
+	return m, nil
+}
+
+// medianMemory takes the median of each figure by itself.
+func medianMemory(samples []Memory) Memory {
+	of := func(figure func(Memory) int64) int64 {
+		var values []int64
+		for _, m := range samples {
+			values = append(values, figure(m))
+		}
+		return median(values)
+	}
+	return Memory{
+		RSS:       of(func(m Memory) int64 { return m.RSS }),
+		PSS:       of(func(m Memory) int64 { return m.PSS }),
+		Anonymous: of(func(m Memory) int64 { return m.Anonymous }),
+	}
 }
 
 // usage is what a process has used since it began.
@@ -37,8 +59,21 @@ type usage struct {
 // userHZ is the unit of CPU times in /proc, per second; Linux fixes it for programs.
 const userHZ = 100
 
-// usageOf reads what a process has used.
-func usageOf(pid int) (usage, error) {
+// usageOf reads what some processes have used and adds it up.
+func usageOf(pids []int) (usage, error) {
+	var sum usage
+	for _, pid := range pids {
+		u, err := usageOfOne(pid)
+		if err != nil {
+			return usage{}, err
+		}
+		sum.cpu += u.cpu
+		sum.written += u.written
+	}
+	return sum, nil
+}
+
+func usageOfOne(pid int) (usage, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return usage{}, fmt.Errorf("reading the CPU time of process %d: %w", pid, err)

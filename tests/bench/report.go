@@ -20,16 +20,21 @@ import (
 type Report struct {
 	Machine  Machine   `json:"machine"`
 	Settings settings  `json:"settings"`
+	Bars     []Bar     `json:"bars"`
+	Module   *Module   `json:"module,omitempty"`
 	Start    []Start   `json:"start,omitempty"`
 	Idle     []Idle    `json:"idle,omitempty"`
+	Filled   []Filled  `json:"filled,omitempty"`
 	Rollout  []Rollout `json:"rollout,omitempty"`
-	Burst    []Burst   `json:"burst,omitempty"`
-	Plane    *Plane    `json:"plane,omitempty"`
+	// Wake are the times from an event to a running guest in the rollouts, by controller, in seconds.
+	Wake   map[string]Histogram `json:"wake,omitempty"`
+	Burst  []Burst              `json:"burst,omitempty"`
+	Plane  *Plane               `json:"plane,omitempty"`
+	Figure *Figure              `json:"figure,omitempty"`
 }
 
-// Plane is what the plane says of itself after everything.
+// Plane is what the plane says of itself after rollouts and bursts.
 type Plane struct {
-	WakeSeconds Histogram      `json:"wakeSeconds"`
 	SaveSeconds Histogram      `json:"saveSeconds"`
 	Written     float64        `json:"snapshotWrittenBytes"`
 	Wakes       map[string]int `json:"wakes"`    // by class of reason
@@ -37,15 +42,6 @@ type Plane struct {
 	// Restless are controllers that did not stay asleep when told to, with the reason of their last wake.
 	Restless  map[string]string `json:"restless,omitempty"`
 	Snapshots map[string]int64  `json:"snapshots"` // bytes, by controller
-}
-
-// Histogram is a distribution.
-type Histogram struct {
-	Count   uint64            `json:"count"`
-	Sum     float64           `json:"sum"`
-	Buckets map[string]uint64 `json:"buckets"` // upper bound to count of all below it
-	P50     float64           `json:"p50"`     // interpolated in its bucket, like p99
-	P99     float64           `json:"p99"`
 }
 
 // planeFigures reads the plane's metrics.
@@ -59,12 +55,13 @@ func planeFigures(ctx context.Context, s *server) (*Plane, error) {
 		return nil, err
 	}
 	p := &Plane{
-		Restless:    s.restless,
-		Snapshots:   map[string]int64{},
-		WakeSeconds: histogram(families["dormouse_wasm_wake_seconds"]),
-		SaveSeconds: histogram(families["dormouse_wasm_save_seconds"]),
-		Wakes:       byReason(families["dormouse_wasm_wakes_total"]),
-		Restarts:    byReason(families["dormouse_wasm_restarts_total"]),
+		Restless:  s.restless,
+		Snapshots: map[string]int64{},
+		Wakes:     byReason(families["dormouse_wasm_wakes_total"]),
+		Restarts:  byReason(families["dormouse_wasm_restarts_total"]),
+	}
+	for _, m := range families["dormouse_wasm_save_seconds"].GetMetric() {
+		p.SaveSeconds = newHistogram(m.GetHistogram())
 	}
 	for _, m := range families["dormouse_wasm_snapshot_written_bytes_total"].GetMetric() {
 		p.Written += m.GetCounter().GetValue()
@@ -73,36 +70,6 @@ func planeFigures(ctx context.Context, s *server) (*Plane, error) {
 		p.Snapshots[g.Name] = g.SnapshotBytes
 	}
 	return p, nil
-}
-
-func histogram(f *dto.MetricFamily) Histogram {
-	h := Histogram{Buckets: map[string]uint64{}}
-	if len(f.GetMetric()) == 0 {
-		return h
-	}
-	from := f.GetMetric()[0].GetHistogram()
-	h.Count, h.Sum = from.GetSampleCount(), from.GetSampleSum()
-	for _, b := range from.GetBucket() {
-		h.Buckets[fmt.Sprint(b.GetUpperBound())] = b.GetCumulativeCount()
-	}
-	h.P50, h.P99 = quantile(from.GetBucket(), h.Count, 0.5), quantile(from.GetBucket(), h.Count, 0.99)
-	return h
-}
-
-// quantile interpolates linearly within a bucket; beyond the last finite bound it is that bound.
-func quantile(buckets []*dto.Bucket, count uint64, q float64) float64 {
-	rank, lower, below := q*float64(count), 0.0, 0.0
-	for _, b := range buckets {
-		upper, n := b.GetUpperBound(), float64(b.GetCumulativeCount())
-		if math.IsInf(upper, 1) {
-			break
-		}
-		if n >= rank && n > below {
-			return lower + (upper-lower)*(rank-below)/(n-below)
-		}
-		lower, below = upper, n
-	}
-	return lower
 }
 
 // byReason adds a counter up by its label reason.
@@ -131,6 +98,14 @@ func percentile[T int64 | float64](values []T, p float64) T {
 func median[T int64 | float64](values []T) T { return percentile(values, 50) }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// signedBytes is for differences.
+func signedBytes(n int64) string {
+	if n < 0 {
+		return "−" + bytesText(-n)
+	}
+	return bytesText(n)
+}
 
 func bytesText(n int64) string {
 	switch {
@@ -173,21 +148,26 @@ func (r *Report) print(out io.Writer) {
 		}
 	}
 	if len(r.Idle) > 0 {
-		heading("At idle: memory %s after the last change, then over %s (load average %.1f)", r.Settings.Settle, r.Settings.Idle, r.Idle[0].Load)
-		row("", "RSS", "PSS", "anonymous", "least", "median", "most", "CPU s", "CPU %", "written")
+		heading("At idle: a node with %d pods, over %s, memory as median (load average %.1f)", idlePods, r.Settings.Idle, r.Idle[0].Load)
+		row("", "RSS", "PSS", "anonymous", "least", "most", "CPU s", "CPU %", "written", "snapshots")
 		for _, i := range r.Idle {
-			row(i.Mode, i.Memory.RSS, i.Memory.PSS, i.Memory.Anonymous, percentile(i.Anonymous, 0), median(i.Anonymous), percentile(i.Anonymous, 100),
-				fmt.Sprintf("%.2f", i.CPU), fmt.Sprintf("%.2f", 100*i.CPU/r.Settings.Idle.Seconds()), i.Written)
+			var anonymous []int64
+			for _, m := range i.Samples {
+				anonymous = append(anonymous, m.Anonymous)
+			}
+			m := medianMemory(i.Samples)
+			row(i.Mode, m.RSS, m.PSS, m.Anonymous, percentile(anonymous, 0), percentile(anonymous, 100),
+				fmt.Sprintf("%.2f", i.CPU), fmt.Sprintf("%.2f", 100*i.CPU/r.Settings.Idle.Seconds()), i.Written, i.Snapshots)
 		}
 		for _, i := range r.Idle {
-			if i.Guests == nil {
+			if len(i.Guests) == 0 {
 				continue
 			}
 			heading("Controllers: %s at first, %s later", stateText(i.Guests, func(g Guest) plane.State { return g.SettledAs }),
 				stateText(i.Guests, func(g Guest) plane.State { return g.State }))
 			row("", "state", "resident", "snapshot", "wakes at idle", "because of")
 			for _, g := range i.Guests {
-				row(g.Name, g.State, g.ResidentBytes, g.SnapshotBytes, g.IdleWakes, reasonsText(g.IdleReasons))
+				row(g.Name, g.State, g.ResidentBytes, g.SnapshotBytes, len(g.IdleWakes), reasonsText(countReasons(g.IdleWakes)))
 			}
 		}
 		heading("On disk")
@@ -197,33 +177,39 @@ func (r *Report) print(out io.Writer) {
 			}
 		}
 	}
+	if len(r.Filled) > 0 {
+		heading("Anonymous memory with %d pods, every controller asleep", r.Filled[0].Pods)
+		row("", "empty", "filled", "more")
+		for _, f := range r.Filled {
+			row(f.Mode, f.Empty.Anonymous, f.Filled.Anonymous, signedBytes(f.Filled.Anonymous-f.Empty.Anonymous))
+		}
+	}
 	if len(r.Rollout) > 0 {
 		heading("One Deployment of %d pods until the objects exist, ms, p50 and p99 of %d (load average %.1f)", replicas, len(r.Rollout[0].Created), r.Rollout[0].Load)
-		row("", "accepted", "", "ReplicaSet", "", "pods", "")
+		row("", "accepted", "", "ReplicaSet", "", "first pod", "", "all pods", "", "bound", "")
 		for _, l := range r.Rollout {
-			row(strings.TrimSpace(l.Mode+" "+l.Guests), percentile(l.Created, 50), percentile(l.Created, 99),
-				percentile(l.ReplicaSet, 50), percentile(l.ReplicaSet, 99), percentile(l.Pods, 50), percentile(l.Pods, 99))
+			cells := []any{strings.TrimSpace(l.Mode + " " + l.Guests)}
+			for _, values := range [][]float64{l.Created, l.ReplicaSet, l.FirstPod, l.Pods, l.Bound} {
+				cells = append(cells, percentile(values, 50), percentile(values, 99))
+			}
+			row(cells...)
 		}
 	}
 	if len(r.Burst) > 0 {
 		heading("%d Deployments at once, seconds", r.Burst[0].Deployments)
-		row("", "accepted", "ReplicaSets", "pods", "gone again", "CPU", "anonymous before", "peak", "with pods", "load")
+		row("", "accepted", "ReplicaSets", "pods", "bound", "gone again", "CPU", "anonymous before", "peak", "load")
 		for _, b := range r.Burst {
-			row(b.Mode, fmt.Sprintf("%.2f", b.Created), fmt.Sprintf("%.2f", b.ReplicaSets), fmt.Sprintf("%.2f", b.Pods), fmt.Sprintf("%.2f", b.Gone),
-				b.CPU, b.Before.Anonymous, b.PeakAnonymous, b.Held.Anonymous, b.Load)
+			row(b.Mode, fmt.Sprintf("%.2f", b.Created), fmt.Sprintf("%.2f", b.ReplicaSets), fmt.Sprintf("%.2f", b.Pods), fmt.Sprintf("%.2f", b.Bound),
+				fmt.Sprintf("%.2f", b.Gone), b.CPU, b.Before, b.PeakAnonymous, b.Load)
 		}
 	}
+	t.Flush()
 	if p := r.Plane; p != nil {
-		heading("The plane, ms")
-		row("", "count", "mean", "p50", "p99")
-		for _, h := range []struct {
-			name string
-			Histogram
-		}{{"wake", p.WakeSeconds}, {"save", p.SaveSeconds}} {
-			row(h.name, h.Count, 1000*h.Sum/max(float64(h.Count), 1), 1000*h.P50, 1000*h.P99)
+		if len(r.Wake) > 0 {
+			printWakes(out, r.Wake, p.Snapshots)
 		}
-		t.Flush()
-		fmt.Fprintf(out, "wakes: %s; restarts: %s; %s of snapshots written\n", reasonsText(p.Wakes), reasonsText(p.Restarts), bytesText(int64(p.Written)))
+		fmt.Fprintf(out, "\nThe plane: wakes: %s; restarts: %s; %s of snapshots written, in %.1f ms each (p99 %.1f ms)\n", reasonsText(p.Wakes), reasonsText(p.Restarts),
+			bytesText(int64(p.Written)), 1000*p.SaveSeconds.P50, 1000*p.SaveSeconds.P99)
 		total, largest := int64(0), ""
 		for name, size := range p.Snapshots {
 			if total += size; largest == "" || size > p.Snapshots[largest] {
@@ -235,40 +221,7 @@ func (r *Report) print(out io.Writer) {
 			fmt.Fprintf(out, "%s does not stay asleep: %s\n", name, p.Restless[name])
 		}
 	}
-	t.Flush()
-	r.printGoals(out)
-}
-
-// printGoals sets figures against what they should be.
-func (r *Report) printGoals(out io.Writer) {
-	var lines []string
-	goal := func(what, format string, is, most float64) {
-		verdict := "reached"
-		if is > most {
-			verdict = "MISSED"
-		}
-		lines = append(lines, fmt.Sprintf("  %-7s  %s: "+format+", goal "+format, verdict, what, is, most))
-	}
-	for _, s := range r.Start {
-		if s.Mode == wasm.name {
-			goal("first start", "%.2f s", median(s.First), 6)
-			goal("second start", "%.2f s", median(s.Second), 6)
-		}
-	}
-	if idle := byMode(r.Idle, func(i Idle) string { return i.Mode }); len(idle) > 0 {
-		goal("anonymous memory that the plane adds at idle", "%.1f MiB", float64(median(idle["wasm"].Anonymous)-median(idle["without"].Anonymous))/(1<<20), 10)
-	}
-	if len(r.Rollout) > 0 {
-		p50 := map[string]float64{}
-		for _, l := range r.Rollout {
-			p50[l.Mode+l.Guests] = median(l.ReplicaSet)
-		}
-		goal("ReplicaSet p50 over native, controller asleep", "%.1f ms", p50["wasmasleep"]-p50["native"], 25)
-		goal("ReplicaSet p50 over native, controller warm", "%.1f ms", p50["wasmwarm"]-p50["native"], 5)
-	}
-	if len(lines) > 0 {
-		fmt.Fprintf(out, "\nAgainst the goals\n%s\n", strings.Join(lines, "\n"))
-	}
+	printBars(out, r.Bars)
 }
 
 func byMode[T any](list []T, name func(T) string) map[string]T {

@@ -25,21 +25,21 @@ const (
 
 	// rolloutPatience is how long a Deployment may take to have its pods, or to be gone with them. Longer means that
 	// something is broken.
-	rolloutPatience = 2 * time.Minute
+	rolloutPatience = 5 * time.Minute
 	// quiet is how long nothing may happen before a measurement.
 	quiet = 300 * time.Millisecond
-	// heldAfter is how long after a burst it is seen what it left. By then the server has given back what it can.
-	heldAfter = 2 * time.Minute
 )
 
 // Rollout is how long it takes from sending a Deployment until its objects exist, as one client sees them over
 // watches that it opened before. In milliseconds, one for each sample.
 type Rollout struct {
 	Mode       string    `json:"mode"`
-	Guests     string    `json:"guests"`     // asleep or warm; "" if native
+	Guests     string    `json:"guests"`     // asleep or warm; "" if there are none
 	Created    []float64 `json:"created"`    // the server has answered
 	ReplicaSet []float64 `json:"replicaSet"` // it exists
+	FirstPod   []float64 `json:"firstPod"`   // it exists
 	Pods       []float64 `json:"pods"`       // all of them exist
+	Bound      []float64 `json:"bound"`      // all of them are bound to the node
 	Load       float64   `json:"load"`       // load average at the end
 }
 
@@ -47,18 +47,25 @@ type Rollout struct {
 type Burst struct {
 	Mode          string  `json:"mode"`
 	Deployments   int     `json:"deployments"`
-	Created       float64 `json:"created"`     // seconds until all have been accepted
-	ReplicaSets   float64 `json:"replicaSets"` // seconds until all exist
-	Pods          float64 `json:"pods"`        // seconds until all exist
-	Gone          float64 `json:"gone"`        // seconds from deleting the Deployments until no pod is left
-	Before        Memory  `json:"before"`
+	Created       float64 `json:"created"`       // seconds until all have been accepted
+	ReplicaSets   float64 `json:"replicaSets"`   // seconds until all exist
+	Pods          float64 `json:"pods"`          // seconds until all exist
+	Bound         float64 `json:"bound"`         // seconds until all are bound to the node
+	Gone          float64 `json:"gone"`          // seconds from deleting the Deployments until no pod is left
+	Before        int64   `json:"before"`        // anonymous memory, in bytes
 	PeakAnonymous int64   `json:"peakAnonymous"` // bytes, looked at every 100 ms
-	Held          Memory  `json:"held"`          // with all of it there and nothing going on, every guest asleep
-	CPU           float64 `json:"cpu"`           // seconds, until all pods exist
+	CPU           float64 `json:"cpu"`           // seconds, until all pods are bound
 	Load          float64 `json:"load"`
 }
 
-// makeNamespace makes the namespace for all objects, with the account that pods need.
+// prepare gives the server a node, and a namespace for all objects with the account that pods need.
+func (s *server) prepare(ctx context.Context) error {
+	if err := s.makeNamespace(ctx); err != nil {
+		return err
+	}
+	return s.startNode(ctx)
+}
+
 func (s *server) makeNamespace(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, rolloutPatience)
 	defer cancel()
@@ -66,23 +73,63 @@ func (s *server) makeNamespace(ctx context.Context) error {
 	if _, err := s.client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("creating a namespace on %s: %w", s.name, err)
 	}
-	w, err := s.client.CoreV1().ServiceAccounts(namespace).Watch(ctx, metav1.ListOptions{ResourceVersion: "0"})
+	accounts := s.client.CoreV1().ServiceAccounts(namespace)
+	if !s.controllers {
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}
+		if _, err := accounts.Create(ctx, account, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("creating a service account on %s: %w", s.name, err)
+		}
+		return nil
+	}
+	f, err := follow(ctx, "", accounts.Watch)
 	if err != nil {
 		return fmt.Errorf("watching service accounts of %s: %w", s.name, err)
 	}
-	defer w.Stop()
-	_, err = await(ctx, w, 1)
-	return err
+	defer f.stop()
+	if _, err := f.await(ctx, 1, nil); err != nil {
+		return fmt.Errorf("waiting for the service account of a namespace on %s: %w", s.name, err)
+	}
+	return nil
 }
 
-// await waits until n objects have been seen on a watch and returns when that was.
-func await(ctx context.Context, w watch.Interface, n int) (time.Time, error) {
+// follower is a watch that goes on. The API server ends watches, those of busy clients above all; all that there is then
+// comes anew.
+type follower struct {
+	open func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	list metav1.ListOptions
+	now  watch.Interface
+}
+
+// follow begins to watch what has the label value.
+func follow(ctx context.Context, value string, open func(context.Context, metav1.ListOptions) (watch.Interface, error)) (*follower, error) {
+	f := &follower{open: open, list: metav1.ListOptions{ResourceVersion: "0"}}
+	if value != "" {
+		f.list.LabelSelector = label + "=" + value
+	}
+	var err error
+	f.now, err = f.open(ctx, f.list)
+	return f, err
+}
+
+func (f *follower) stop() { f.now.Stop() }
+
+// await waits until n objects that match have been seen and returns when that was. match, if not nil, says which, and is
+// shown all.
+func (f *follower) await(ctx context.Context, n int, match func(metav1.Object) bool) (time.Time, error) {
 	seen := map[types.UID]bool{}
 	for {
 		select {
-		case event, ok := <-w.ResultChan():
+		case event, ok := <-f.now.ResultChan():
+			if !ok && ctx.Err() == nil {
+				again, err := f.open(ctx, f.list)
+				if err != nil {
+					return time.Time{}, fmt.Errorf("watching again with %d of %d objects seen: %w", len(seen), n, err)
+				}
+				f.now = again
+				continue
+			}
 			if !ok {
-				return time.Time{}, fmt.Errorf("a watch ended with %d of %d objects seen", len(seen), n)
+				return time.Time{}, fmt.Errorf("%d of %d objects are there: %w", len(seen), n, ctx.Err())
 			}
 			if event.Type == watch.Error {
 				return time.Time{}, fmt.Errorf("watching: %w", apierrors.FromObject(event.Object))
@@ -91,18 +138,43 @@ func await(ctx context.Context, w watch.Interface, n int) (time.Time, error) {
 			if err != nil {
 				return time.Time{}, err
 			}
+			if match != nil && !match(o) {
+				continue
+			}
 			if seen[o.GetUID()] = true; len(seen) == n {
 				return time.Now(), nil
 			}
 		case <-ctx.Done():
-			return time.Time{}, fmt.Errorf("%d of %d objects exist: %w", len(seen), n, ctx.Err())
+			return time.Time{}, fmt.Errorf("%d of %d objects are there: %w", len(seen), n, ctx.Err())
 		}
 	}
 }
 
-func deployment(name, value string) *appsv1.Deployment {
+// stages are when pods had come how far.
+type stages struct {
+	first, all time.Time // exist
+	bound      time.Time // all
+}
+
+// awaitBound waits until n pods have been seen bound to a node.
+func (f *follower) awaitBound(ctx context.Context, n int) (s stages, err error) {
+	seen := map[types.UID]bool{}
+	s.bound, err = f.await(ctx, n, func(o metav1.Object) bool {
+		if seen[o.GetUID()] = true; s.first.IsZero() {
+			s.first = time.Now()
+		}
+		if len(seen) == n && s.all.IsZero() {
+			s.all = time.Now()
+		}
+		p, ok := o.(*corev1.Pod)
+		return ok && p.Spec.NodeName != ""
+	})
+	return s, err
+}
+
+func deployment(name, value string, pods int) *appsv1.Deployment {
 	labels := map[string]string{"app": name, label: value}
-	n := int32(replicas)
+	n := int32(pods)
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
 		Spec: appsv1.DeploymentSpec{
@@ -117,35 +189,35 @@ func deployment(name, value string) *appsv1.Deployment {
 }
 
 // times are when the parts of a rollout were there, from sending the first Deployment.
-type times struct{ created, replicaSets, pods time.Duration }
+type times struct{ created, replicaSets, firstPod, pods, bound time.Duration }
 
 // rollout creates n Deployments at once, whose objects get the label value.
 func (s *server) rollout(ctx context.Context, value string, n int) (times, error) {
 	ctx, cancel := context.WithTimeout(ctx, rolloutPatience)
 	defer cancel()
-	list := metav1.ListOptions{LabelSelector: label + "=" + value, ResourceVersion: "0"}
-	replicaSets, err := s.client.AppsV1().ReplicaSets(namespace).Watch(ctx, list)
+	replicaSets, err := follow(ctx, value, s.client.AppsV1().ReplicaSets(namespace).Watch)
 	if err != nil {
 		return times{}, fmt.Errorf("watching ReplicaSets of %s: %w", s.name, err)
 	}
-	defer replicaSets.Stop()
-	pods, err := s.client.CoreV1().Pods(namespace).Watch(ctx, list)
+	defer replicaSets.stop()
+	pods, err := follow(ctx, value, s.client.CoreV1().Pods(namespace).Watch)
 	if err != nil {
 		return times{}, fmt.Errorf("watching pods of %s: %w", s.name, err)
 	}
-	defer pods.Stop()
+	defer pods.stop()
 
 	var wait sync.WaitGroup
-	var replicaSetsAt, podsAt time.Time
+	var replicaSetsAt time.Time
+	var podsAt stages
 	var replicaSetsErr, podsErr error
-	wait.Go(func() { replicaSetsAt, replicaSetsErr = await(ctx, replicaSets, n) })
-	wait.Go(func() { podsAt, podsErr = await(ctx, pods, n*replicas) })
+	wait.Go(func() { replicaSetsAt, replicaSetsErr = replicaSets.await(ctx, n, nil) })
+	wait.Go(func() { podsAt, podsErr = pods.awaitBound(ctx, n*replicas) })
 	errs := make([]error, n)
 	var create sync.WaitGroup
 	began := time.Now()
 	for k := range n {
 		create.Go(func() {
-			d := deployment(fmt.Sprintf("%s-%d", value, k), value)
+			d := deployment(fmt.Sprintf("%s-%d", value, k), value, replicas)
 			if _, err := s.client.AppsV1().Deployments(namespace).Create(ctx, d, metav1.CreateOptions{}); err != nil {
 				errs[k] = fmt.Errorf("creating Deployment %s on %s: %w", d.Name, s.name, err)
 			}
@@ -165,7 +237,7 @@ func (s *server) rollout(ctx context.Context, value string, n int) (times, error
 	if podsErr != nil {
 		return times{}, fmt.Errorf("waiting for the pods of %s on %s: %w", value, s.name, podsErr)
 	}
-	return times{created.Sub(began), replicaSetsAt.Sub(began), podsAt.Sub(began)}, nil
+	return times{created.Sub(began), replicaSetsAt.Sub(began), podsAt.first.Sub(began), podsAt.all.Sub(began), podsAt.bound.Sub(began)}, nil
 }
 
 // clear deletes the Deployments with the label value and waits until all that they made is gone.
@@ -198,7 +270,7 @@ func (s *server) clear(ctx context.Context, value string) error {
 }
 
 // rollouts measures single Deployments, with the kinds of measurement taking turns.
-func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer *server) error {
+func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer, k3sServer *server) error {
 	asleep, warm := "asleep", "warm"
 	kinds := []struct {
 		server *server
@@ -207,8 +279,13 @@ func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer *server) 
 		{wasmServer, Rollout{Mode: wasm.name, Guests: asleep}},
 		{nativeServer, Rollout{Mode: native.name}},
 		{wasmServer, Rollout{Mode: wasm.name, Guests: warm}},
+		{k3sServer, Rollout{Mode: k3sWay.name}},
 	}
-	b.say("rollout: %d Deployments each with controllers asleep, warm and native", b.Samples)
+	b.say("rollout: %d Deployments each with controllers asleep, warm, native and as k3s has them", b.Samples)
+	before, err := wakeTimes(ctx, wasmServer)
+	if err != nil {
+		return err
+	}
 	profiled := make(chan error, 1)
 	go func() {
 		profiled <- b.profile(ctx, wasmServer, "profile", url.Values{"seconds": {fmt.Sprint(max(b.Samples, 5))}})
@@ -238,7 +315,19 @@ func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer *server) 
 			}
 			r.Created = append(r.Created, milliseconds(took.created))
 			r.ReplicaSet = append(r.ReplicaSet, milliseconds(took.replicaSets))
+			r.FirstPod = append(r.FirstPod, milliseconds(took.firstPod))
 			r.Pods = append(r.Pods, milliseconds(took.pods))
+			r.Bound = append(r.Bound, milliseconds(took.bound))
+		}
+	}
+	after, err := wakeTimes(ctx, wasmServer)
+	if err != nil {
+		return err
+	}
+	b.report.Wake = map[string]Histogram{}
+	for name, h := range after {
+		if h = h.since(before[name]); h.Count > 0 {
+			b.report.Wake[name] = h
 		}
 	}
 	load, err := loadAverage()
@@ -249,65 +338,66 @@ func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer *server) 
 	return errors.Join(err, <-profiled)
 }
 
-// bursts measures many Deployments at once, one server after the other.
+// bursts measures many Deployments at once, one server after the other, several times.
 func (b *bench) bursts(ctx context.Context, servers []*server) error {
-	for _, s := range servers {
-		b.say("burst: %d Deployments at once on %s", b.Burst, s.name)
-		result := Burst{Mode: s.name, Deployments: b.Burst}
-		if err := s.evict(ctx, time.Second); err != nil {
-			return err
+	for n := range b.Bursts {
+		for _, s := range servers {
+			b.say("burst %d of %d: %d Deployments at once on %s", n+1, b.Bursts, b.Burst, s.name)
+			result, err := b.burst(ctx, s, fmt.Sprintf("burst%d", n))
+			if err != nil {
+				return err
+			}
+			b.report.Burst = append(b.report.Burst, result)
 		}
-		var err error
-		if result.Before, err = memoryOf(s.pid()); err != nil {
-			return err
-		}
-		before, err := usageOf(s.pid())
-		if err != nil {
-			return err
-		}
-		peak := watchPeak(s.pid())
-		took, err := s.rollout(ctx, "burst", b.Burst)
-		result.PeakAnonymous = peak()
-		if err != nil {
-			return err
-		}
-		after, err := usageOf(s.pid())
-		if err != nil {
-			return err
-		}
-		result.CPU = (after.cpu - before.cpu).Seconds()
-		result.Created, result.ReplicaSets, result.Pods = took.created.Seconds(), took.replicaSets.Seconds(), took.pods.Seconds()
-		if err := s.evict(ctx, time.Second); err != nil {
-			return err
-		}
-		if err := pause(ctx, min(heldAfter, b.Settle)); err != nil {
-			return err
-		}
-		if result.Held, err = memoryOf(s.pid()); err != nil {
-			return err
-		}
-		began := time.Now()
-		if err := s.clear(ctx, "burst"); err != nil {
-			return err
-		}
-		result.Gone = time.Since(began).Seconds()
-		if result.Load, err = loadAverage(); err != nil {
-			return err
-		}
-		b.report.Burst = append(b.report.Burst, result)
 	}
 	return nil
 }
 
-// watchPeak looks at the anonymous memory of a process until the function that it returns is called, which returns the
+func (b *bench) burst(ctx context.Context, s *server, value string) (Burst, error) {
+	result := Burst{Mode: s.mode.name, Deployments: b.Burst}
+	if err := s.evict(ctx, time.Second); err != nil {
+		return result, err
+	}
+	memory, err := memoryOf(s.pids())
+	if err != nil {
+		return result, err
+	}
+	result.Before = memory.Anonymous
+	before, err := usageOf(s.pids())
+	if err != nil {
+		return result, err
+	}
+	peak := watchPeak(s.pids())
+	took, err := s.rollout(ctx, value, b.Burst)
+	result.PeakAnonymous = peak()
+	if err != nil {
+		return result, err
+	}
+	after, err := usageOf(s.pids())
+	if err != nil {
+		return result, err
+	}
+	result.CPU = (after.cpu - before.cpu).Seconds()
+	result.Created, result.ReplicaSets = took.created.Seconds(), took.replicaSets.Seconds()
+	result.Pods, result.Bound = took.pods.Seconds(), took.bound.Seconds()
+	began := time.Now()
+	if err := s.clear(ctx, value); err != nil {
+		return result, err
+	}
+	result.Gone = time.Since(began).Seconds()
+	result.Load, err = loadAverage()
+	return result, err
+}
+
+// watchPeak looks at the anonymous memory of some processes until the function that it returns is called, which returns the
 // highest value.
-func watchPeak(pid int) (stop func() int64) {
+func watchPeak(pids []int) (stop func() int64) {
 	ctx, cancel := context.WithCancel(context.Background())
 	peak := make(chan int64)
 	go func() {
 		var highest int64
 		for {
-			if m, err := memoryOf(pid); err == nil { // a process that is gone shows elsewhere
+			if m, err := memoryOf(pids); err == nil { // a process that is gone shows elsewhere
 				highest = max(highest, m.Anonymous)
 			}
 			if pause(ctx, 100*time.Millisecond) != nil {

@@ -32,8 +32,10 @@ const (
 	// readyPatience is how long a server may take to start, stopPatience to end.
 	readyPatience = 3 * time.Minute
 	stopPatience  = time.Minute
-	// sleepPatience is how long all controllers may take to be asleep when told to.
-	sleepPatience = time.Minute
+	// sleepPatience is how long all controllers may take to be asleep when told to. Those that are not measured are
+	// waited for no longer than for memory to settle, though at least for restlessPatience.
+	sleepPatience    = time.Minute
+	restlessPatience = 5 * time.Second
 )
 
 // subjects are the controllers between a Deployment and its pods.
@@ -50,16 +52,20 @@ type server struct {
 
 	cmd    *exec.Cmd
 	ended  chan error
+	beside []*component // upstream's, if the mode has them beside the server
+	node   *hollow      // nil: none
 	http   *http.Client
 	url    string
 	client kubernetes.Interface
 
 	restless map[string]string // guests that do not stay asleep, and why
+	patience time.Duration     // until a guest is one of them
 }
 
 // newServer makes a server with a data directory of its own. It does not run yet.
 func (b *bench) newServer(m mode, name string) (*server, error) {
-	s := &server{mode: m, name: name, dir: filepath.Join(b.dir, name), binary: b.Binary, restless: map[string]string{}}
+	s := &server{mode: m, name: name, dir: filepath.Join(b.dir, name), binary: b.Binary, restless: map[string]string{},
+		patience: min(sleepPatience, max(b.Settle, restlessPatience))}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of a server: %w", err)
 	}
@@ -82,7 +88,8 @@ func (b *bench) newServer(m mode, name string) (*server, error) {
 	if b.Profiles != "" {
 		s.flags = append(s.flags, "--kube-apiserver-arg=profiling=true")
 	}
-	s.flags = append(append(s.flags, m.flags...), b.ServerFlags...)
+	s.flags = append(append(s.flags, m.flags...), fmt.Sprintf("--wasm-memory-budget=%dMi", b.Budget>>20))
+	s.flags = append(s.flags, b.ServerFlags...)
 	return s, nil
 }
 
@@ -118,7 +125,15 @@ func (s *server) start(ctx context.Context) (took time.Duration, err error) {
 		return 0, errors.Join(fmt.Errorf("%s: %w", s.name, err), s.stop())
 	}
 	took = time.Since(began)
-	return took, s.connect()
+	if err := s.connect(); err != nil {
+		return took, errors.Join(err, s.stop())
+	}
+	if s.upstream {
+		if err := s.startUpstream(); err != nil {
+			return took, errors.Join(err, s.stop())
+		}
+	}
+	return took, nil
 }
 
 func (s *server) awaitReady(ctx context.Context, conn *net.UnixConn) error {
@@ -174,21 +189,38 @@ func (s *server) stop() error {
 	if s.cmd == nil {
 		return nil
 	}
+	var errs []error
+	if s.node != nil {
+		errs = append(errs, s.node.end())
+		s.node = nil
+	}
+	for _, c := range s.beside {
+		errs = append(errs, c.stop())
+	}
+	s.beside = nil
 	if s.http != nil {
 		s.http.CloseIdleConnections()
 	}
-	defer func() { s.cmd = nil }()
 	_ = s.cmd.Process.Signal(syscall.SIGTERM) // it may be gone; then Wait says how
 	select {
 	case err := <-s.ended:
 		if err != nil {
-			return fmt.Errorf("%s ended badly: %w", s.name, err)
+			errs = append(errs, fmt.Errorf("%s ended badly: %w", s.name, err))
 		}
-		return nil
 	case <-time.After(stopPatience):
 		_ = s.cmd.Process.Kill()
-		return fmt.Errorf("%s did not end within %s: %w", s.name, stopPatience, <-s.ended)
+		errs = append(errs, fmt.Errorf("%s did not end within %s: %w", s.name, stopPatience, <-s.ended))
 	}
+	s.cmd = nil
+	return errors.Join(errs...)
+}
+
+// startNode gives the server a node.
+func (s *server) startNode(ctx context.Context) (err error) {
+	if s.node, err = startNode(ctx, s.client); err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	return nil
 }
 
 // alive says whether the server still runs.
@@ -202,7 +234,14 @@ func (s *server) alive() error {
 	}
 }
 
-func (s *server) pid() int { return s.cmd.Process.Pid }
+// pids are the processes of the server: itself first, then what runs beside it.
+func (s *server) pids() []int {
+	pids := []int{s.cmd.Process.Pid}
+	for _, c := range s.beside {
+		pids = append(pids, c.cmd.Process.Pid)
+	}
+	return pids
+}
 
 // statusError is an answer that is no success.
 type statusError struct {
@@ -277,6 +316,19 @@ func (s *server) guests(ctx context.Context) ([]plane.Status, error) {
 	return guests, nil
 }
 
+// lastWakes are the last wakes of a guest, oldest first.
+func (s *server) lastWakes(ctx context.Context, guest string) ([]plane.Wake, error) {
+	body, err := s.get(ctx, controllersPath+"/"+guest, nil)
+	if err != nil {
+		return nil, err
+	}
+	var detail plane.Detail
+	if err := json.Unmarshal(body, &detail); err != nil {
+		return nil, fmt.Errorf("reading what %s says of %s: %w", s.name, guest, err)
+	}
+	return detail.LastWakes, nil
+}
+
 func (s *server) command(ctx context.Context, guest, verb string) error {
 	_, err := s.request(ctx, http.MethodPost, controllersPath+"/"+guest+"/"+verb, nil)
 	return err
@@ -305,10 +357,11 @@ func (s *server) evict(ctx context.Context, quiet time.Duration) error {
 				continue
 			}
 			since = time.Now()
-			if since.Sub(began) > sleepPatience {
-				if slices.Contains(subjects, g.Name) {
-					return fmt.Errorf("%s of %s does not stay asleep: %s", g.Name, s.name, g.LastWakeReason)
-				}
+			waited, subject := since.Sub(began), slices.Contains(subjects, g.Name)
+			switch {
+			case subject && waited > sleepPatience:
+				return fmt.Errorf("%s of %s does not stay asleep: %s", g.Name, s.name, g.LastWakeReason)
+			case !subject && waited > s.patience:
 				s.restless[g.Name] = g.LastWakeReason
 			}
 		}

@@ -141,6 +141,7 @@ func TestBadInput(t *testing.T) {
 		{name: "size", args: []string{"server", "--wasm-memory-budget=lots"}, says: `"lots".*--wasm-memory-budget.*64MiB`},
 		{name: "duration", args: []string{"server", "--wasm-idle-timeout=2"}, says: `"2".*--wasm-idle-timeout.*2s`},
 		{name: "native controllers", args: []string{"server", "--native-controllers=ttl-controller,docker"}, says: `native-controllers.*"docker".*deployment-controller.*kube-scheduler`},
+		{name: "unknown controller", args: []string{"server", "--kube-controller-manager-arg=controllers=*,-docker"}, says: `kube-controller-manager-arg.*"docker"`},
 		{name: "native migrator", args: []string{"server", "--native-controllers=storage-version-migrator-controller"}, says: `storage-version-migrator-controller.*garbage-collector-controller.*native-controllers`},
 		{name: "mode", args: []string{"server", "--controller-mode=docker"}, says: `"docker".*--controller-mode.*wasm.*native`},
 		{name: "argument of the kubelet", args: []string{"server", "--kubelet-arg=no-such-thing=1"}, says: `no-such-thing`},

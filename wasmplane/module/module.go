@@ -70,6 +70,7 @@ type Module struct {
 	Info
 	Engine   *wasmtime.Engine
 	Wasmtime *wasmtime.Module
+	file     *os.File
 }
 
 // ErrInvalid is what errors about a file that is damaged, cut off, or no module
@@ -122,13 +123,27 @@ func Load(path string) (*Module, error) {
 	if err != nil {
 		return nil, err
 	}
-	engine := wasmtime.NewEngineWithConfig(config)
-	m, err := wasmtime.NewModuleDeserializeFile(engine, path)
-	if err != nil {
-		engine.Close()
-		return nil, fmt.Errorf("%s: %w: %s", path, ErrInvalid, cause(err))
+	m := &Module{Info: *info}
+	if m.file, err = os.Open(path); err != nil {
+		return nil, err
 	}
-	return &Module{Info: *info, Engine: engine, Wasmtime: m}, nil
+	m.Engine = wasmtime.NewEngineWithConfig(config)
+	if m.Wasmtime, err = m.Map(); err != nil {
+		m.file.Close()
+		m.Engine.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, nil
+}
+
+// Map maps the module once more, whatever has become of its path. The caller closes
+// what it returns.
+func (m *Module) Map() (*wasmtime.Module, error) {
+	w, err := wasmtime.NewModuleDeserializeFile(m.Engine, fmt.Sprintf("/proc/self/fd/%d", m.file.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", ErrInvalid, cause(err))
+	}
+	return w, nil
 }
 
 // cause is the innermost cause in an error of wasmtime, which has many lines: what
@@ -144,6 +159,7 @@ func cause(err error) string {
 func (m *Module) Close() {
 	m.Wasmtime.Close()
 	m.Engine.Close()
+	m.file.Close()
 }
 
 // ReadInfo reads the description of the module at path and checks that this

@@ -93,7 +93,8 @@ type Plane struct {
 	store *snapshot.Store
 	marks *snapshot.Marks
 
-	recheck *time.Timer // runs enforceBudget when guests that ran lately may go
+	starts  chan struct{} // has an element for each guest that starts cold
+	recheck *time.Timer   // runs enforceBudget when guests that ran lately may go
 
 	mu        sync.Mutex
 	pressedAt time.Time // when memory was scarce
@@ -101,9 +102,13 @@ type Plane struct {
 	unsaved   map[string]bool // guests whose last save failed
 }
 
+// startsAtATime is how many guests start cold together. All at once would not be ready
+// any earlier, but all their first lists would be in memory at the same time.
+const startsAtATime = 4
+
 // New makes a plane. It does nothing until Run.
 func New(config Config) *Plane {
-	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), feeds: newFeeds(), lists: newLists(), done: make(chan struct{}), unsaved: map[string]bool{}}
+	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), feeds: newFeeds(), lists: newLists(), starts: make(chan struct{}, startsAtATime), done: make(chan struct{}), unsaved: map[string]bool{}}
 	p.mux = p.routes()
 	p.recheck = time.AfterFunc(never, p.enforceBudget)
 	p.recheck.Stop()

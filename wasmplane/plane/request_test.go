@@ -464,12 +464,13 @@ func TestEventsThatWaitAreBounded(t *testing.T) {
 	b.launch(x)
 	b.mu.Unlock()
 	b.until("the bookmark", func() bool { return x.seen == "300" })
+	due := b.waitingDue(time.Now())
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(x.waiting) != 3 || x.delivered != "99" || b.pushed.Load() != 0 {
 		t.Errorf("%d wait, delivered up to %s, %d frames", len(x.waiting), x.delivered, b.pushed.Load())
 	}
-	if due := b.waitLimitOf(x); due <= 0 || due > waitLimit {
+	if due <= 0 || due > waitLimit {
 		t.Errorf("due in %s", due)
 	}
 	x.push(abi.FrameBody, []byte("more"), "more")
@@ -478,11 +479,25 @@ func TestEventsThatWaitAreBounded(t *testing.T) {
 	}
 }
 
-// waitLimitOf is waitingDue of one exchange; guest.mu is held.
-func (b *bare) waitLimitOf(x *exchange) time.Duration {
-	due := never
-	for _, w := range x.waiting {
-		due = min(due, time.Until(w.since.Add(waitLimit)))
+// TestHeartbeatsMayWaitForever: nobody is woken for them alone, but for the change
+// before one.
+func TestHeartbeatsMayWaitForever(t *testing.T) {
+	b := newBare(t, controllers.Declaration{}, nil)
+	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return due
+	b.exchanges[1] = x
+	due := func(uid string, refresh bool) bool {
+		b.mu.Lock()
+		x.wait(event{Type: "MODIFIED", UID: uid, Refresh: refresh}, []byte("x"))
+		b.mu.Unlock()
+		return b.waitingDue(time.Now()) != never
+	}
+	if due("a", true) || due("a", true) || due("b", true) {
+		t.Error("heartbeats wake the guest")
+	}
+	if !due("a", false) || !due("a", true) {
+		t.Error("a change may wait forever")
+	}
 }

@@ -303,7 +303,10 @@ func (x *exchange) wait(ev event, raw []byte) {
 	since, joins := time.Now(), ev.joins()
 	x.waiting = slices.DeleteFunc(x.waiting, func(w waitingEvent) bool {
 		if w.UID == ev.UID {
-			since = w.since
+			if !w.Refresh {
+				since = w.since
+				ev.Refresh = false // what it stands for is more than a heartbeat
+			}
 			joins += w.joins
 			x.guest.waitingBytes -= len(w.raw)
 			return true

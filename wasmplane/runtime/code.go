@@ -27,12 +27,18 @@ const tick = 50 * time.Millisecond
 // safe for concurrent use.
 type Code struct {
 	engine  *wasmtime.Engine
-	module  *wasmtime.Module
 	linker  *wasmtime.Linker
 	globals []string
 	pagemap *os.File // /proc/self/pagemap
 	ticker  ticker
 	longest atomic.Int64 // Config.Run of the instance that may run for longest
+
+	mu        sync.Mutex
+	module    *wasmtime.Module // nil while it is unloaded
+	instances int
+	unloading *time.Timer // nil: it stays
+	idle      time.Duration
+	load      func() (*wasmtime.Module, error)
 }
 
 // New prepares module, which belongs to engine. globals names its exports that
@@ -57,11 +63,55 @@ func New(engine *wasmtime.Engine, module *wasmtime.Module, globals []string) (*C
 	return c, nil
 }
 
+// UnloadAfter has the module leave memory when there has been no instance for the
+// given time. load brings it back for the next one: the same module, for the same
+// engine. What wasmtime keeps of a module with 100,000 functions are some megabytes,
+// and the pages of its file that are mapped. It is called before the first instance.
+func (c *Code) UnloadAfter(idle time.Duration, load func() (*wasmtime.Module, error)) {
+	c.idle, c.load = idle, load
+	c.unloading = time.AfterFunc(idle, c.unload)
+}
+
+func (c *Code) unload() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.instances == 0 && c.module != nil {
+		c.module.Close()
+		c.module = nil
+	}
+}
+
+// acquire returns the module for an instance, which has to release it.
+func (c *Code) acquire() (*wasmtime.Module, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.module == nil {
+		m, err := c.load()
+		if err != nil {
+			return nil, fmt.Errorf("loading the module again: %w", err)
+		}
+		c.module = m
+	}
+	c.instances++
+	return c.module, nil
+}
+
+func (c *Code) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.instances--; c.instances == 0 && c.unloading != nil {
+		c.unloading.Reset(c.idle)
+	}
+}
+
 // Close releases the module. All instances must have been closed.
 func (c *Code) Close() error {
+	if c.unloading != nil {
+		c.unloading.Stop()
+	}
 	c.ticker.stop()
 	c.linker.Close()
-	c.module.Close()
+	c.unload()
 	return c.pagemap.Close()
 }
 

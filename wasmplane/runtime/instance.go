@@ -79,6 +79,10 @@ type Instance struct {
 // Instantiate makes a guest from the module's image. It has not run yet, but for a
 // start function if its module has one.
 func (c *Code) Instantiate(config Config) (*Instance, error) {
+	module, err := c.acquire()
+	if err != nil {
+		return nil, err
+	}
 	i := &Instance{code: c, config: config, next: -1}
 	if i.config.Run == 0 {
 		i.config.Run = time.Minute
@@ -96,16 +100,16 @@ func (c *Code) Instantiate(config Config) (*Instance, error) {
 	i.resetDeadline()
 	c.ticker.enter() // for a start function
 	defer c.ticker.leave()
-	instance, err := c.linker.Instantiate(i.store, c.module)
+	instance, err := c.linker.Instantiate(i.store, module)
 	if err != nil {
-		i.store.Close()
+		i.Close()
 		return nil, fmt.Errorf("instantiating the module: %s", trapCause(err.Error()))
 	}
 	i.instance = instance
 	i.memory = instance.GetExport(i.store, "memory").Memory()
 	i.pump = instance.GetFunc(i.store, abi.PumpExport)
 	if i.memory == nil || i.pump == nil {
-		i.store.Close()
+		i.Close()
 		return nil, errors.New("instantiating the module: its exports have the wrong types")
 	}
 	i.image = i.MemorySize()
@@ -114,7 +118,11 @@ func (c *Code) Instantiate(config Config) (*Instance, error) {
 
 // Close frees the guest's memory.
 func (i *Instance) Close() {
-	i.store.Close()
+	if i.store != nil {
+		i.store.Close()
+		i.store = nil
+		i.code.release()
+	}
 	i.instance, i.memory, i.pump = nil, nil, nil
 }
 

@@ -535,6 +535,65 @@ func TestHostileCalls(t *testing.T) {
 	}
 }
 
+// TestUnload: the module leaves once no instance is left, and is there again for the
+// next one. One that stays keeps it.
+func TestUnload(t *testing.T) {
+	config := wasmtime.NewConfig()
+	config.SetEpochInterruption(true)
+	engine := wasmtime.NewEngineWithConfig(config)
+	defer engine.Close()
+	wasm, err := wasmtime.Wat2Wasm(watText(`(global.set $h (i64.add (global.get $h) (i64.const 1)))`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	loads := make(chan struct{}, 10)
+	load := func() (*wasmtime.Module, error) {
+		loads <- struct{}{}
+		return wasmtime.NewModule(engine, wasm)
+	}
+	m, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := runtime.New(engine, m, []string{"h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer code.Close()
+	const idle = 20 * time.Millisecond
+	code.UnloadAfter(idle, load)
+	run := func() *runtime.Instance {
+		i, err := code.Instantiate(newHost(t).config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := i.Run(); err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	for deadline := time.Now().Add(20 * time.Second); len(loads) < 4; {
+		if time.Now().After(deadline) {
+			t.Fatalf("loaded %d times", len(loads))
+		}
+		run().Close()
+		time.Sleep(3 * idle)
+	}
+	stays := run()
+	defer stays.Close()
+	before := len(loads)
+	for range 3 {
+		run().Close()
+		time.Sleep(3 * idle)
+	}
+	if len(loads) != before {
+		t.Error("the module of an instance was loaded again")
+	}
+	if err := stays.Run(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ wat, want string }{
 		"another version": {`(module (memory (export "memory") 1) (func (export "dormouse_pump")))`, "version 1"},

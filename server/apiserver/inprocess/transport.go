@@ -126,8 +126,9 @@ func serve(h http.Handler, w http.ResponseWriter, req *http.Request) (err error)
 // highWater is how many bytes a handler may be ahead of the reader of the body before Write waits.
 const highWater = 256 << 10
 
-// keep is the largest buffer that is kept for the next event once the reader has caught up.
-const keep = 16 << 10
+// keep is the largest buffer that is kept for the next event once the reader has caught up: watches are many,
+// and silent for most of the time.
+const keep = 1 << 10
 
 // stream is one request and its response: a ResponseWriter to the handler, a body to the caller.
 type stream struct {
