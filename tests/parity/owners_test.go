@@ -31,6 +31,7 @@ var customResources = []trial{
 	{"custom-resources", "garbage-collector-controller namespace-controller", customOwners},
 	{"custom-quota", "resourcequota-controller", customQuota},
 	{"custom-termination", "namespace-controller garbage-collector-controller", customTermination},
+	{"custom-migration", "storage-version-migrator-controller garbage-collector-controller", customMigration},
 }
 
 const configMap = "{apiVersion: v1, kind: ConfigMap, metadata: {name: %s, finalizers: [%s], ownerReferences: %s}}"
@@ -398,6 +399,35 @@ func customTermination(r *run) {
 	full.reaches("namespaces/"+full.ns, "status: {phase: Terminating, conditions: [{type: NamespaceFinalizersRemaining, status: 'True'}]}")
 	full.release(widgets + "/held")
 	full.absent("namespaces/" + full.ns)
+}
+
+// customMigration writes all objects of a kind anew, in another version.
+func customMigration(r *run) {
+	widgets, version := r.widgets()
+	for i := range 3 {
+		r.apply(widget, version, fmt.Sprintf("widget-%d", i), "", "[]")
+	}
+	before := r.list(widgets, "")
+	const versions = `
+spec:
+  versions:
+  - {name: v1, served: true, storage: false, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
+  - {name: v2, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}`
+	r.patch("customresourcedefinitions/"+widgets, versions)
+	r.reaches("customresourcedefinitions/"+widgets, "status: {storedVersions: [v1, v2]}")
+	group, _, _ := strings.Cut(version, "/")
+	r.apply(`
+apiVersion: storagemigration.k8s.io/v1
+kind: StorageVersionMigration
+metadata: {name: parity-widgets}
+spec: {resource: {group: %s, resource: widgets}}`, group)
+	r.want("storageversionmigrations/parity-widgets", "status: {resourceVersion: '*', conditions: [{type: Succeeded, status: 'True'}]}")
+	after := r.count(len(before), widgets, "", "metadata: {deletionTimestamp: null}")
+	for i, w := range after {
+		if w.GetUID() != before[i].GetUID() || w.GetResourceVersion() == before[i].GetResourceVersion() {
+			r.Errorf("%s was not written anew: resource version %s", w.GetName(), w.GetResourceVersion())
+		}
+	}
 }
 
 func serviceAccounts(r *run) {

@@ -41,7 +41,7 @@ const (
 	// startPatience bounds the start of a server.
 	startPatience = 3 * time.Minute
 	// atOnce is how many cases run at the same time: they wait most of the time.
-	atOnce = "48"
+	atOnce = "96"
 	// Each evictor evicts a guest this long after the other.
 	evictors                     = 4
 	evictAfterMin, evictAfterMax = 100 * time.Millisecond, 500 * time.Millisecond
