@@ -194,7 +194,7 @@ func (n *Node) look(ctx context.Context, p *corev1.Pod) error {
 	pods := n.cluster.CoreV1().Pods(p.Namespace)
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		grace := p.DeletionGracePeriodSeconds
-		if p.DeletionTimestamp == nil || grace != nil && *grace == 0 { // the rest is its finalizers'
+		if p.DeletionTimestamp == nil || grace != nil && *grace == 0 && len(p.Finalizers) > 0 {
 			return nil
 		}
 		return unlessChanged(pods.Delete(ctx, p.Name, metav1.DeleteOptions{
