@@ -31,6 +31,7 @@ var customResources = []trial{
 	{"custom-resources", "garbage-collector-controller namespace-controller", customOwners},
 	{"custom-quota", "resourcequota-controller", customQuota},
 	{"custom-termination", "namespace-controller garbage-collector-controller", customTermination},
+	{"custom-migration", "storage-version-migrator-controller garbage-collector-controller", customMigration},
 }
 
 const configMap = "{apiVersion: v1, kind: ConfigMap, metadata: {name: %s, finalizers: [%s], ownerReferences: %s}}"
@@ -196,6 +197,16 @@ func customOwners(r *run) {
 	r.absent("customresourcedefinitions/" + widgets)
 }
 
+// allowed creates an object for which there is room in a quota again, which
+// admission may come to know later than others.
+func (r *run) allowed(manifest string, args ...any) {
+	r.Helper()
+	r.eventually("admission", func(context.Context) error {
+		_, err := r.create(manifest, args...)
+		return err
+	})
+}
+
 const quotaOf = "{apiVersion: v1, kind: ResourceQuota, metadata: {name: %s}, spec: {hard: {%s}}}"
 
 func customQuota(r *run) {
@@ -203,18 +214,20 @@ func customQuota(r *run) {
 	r.apply(widget, version, "first", "", "[]")
 	r.apply(quotaOf, "widgets", fmt.Sprintf("count/%s: 2", widgets))
 	// Upstream counts a new kind once it knows it and the quota is changed or due.
-	check, _ := r.matches("resourcequotas/widgets", "status: {hard: {count/%[1]s: '2'}, used: {count/%[1]s: '1'}}", widgets)
 	changes := 0
 	r.eventually("the new kind is counted", func(ctx context.Context) error {
 		changes++
 		r.patch("resourcequotas/widgets", "spec: {hard: {count/secrets: '%d'}}", changes)
+		check, _ := r.matches("resourcequotas/widgets", "status: {hard: {count/secrets: '%d'}}", changes)
+		r.eventually("the change is seen", check)
+		check, _ = r.matches("resourcequotas/widgets", "status: {used: {count/%s: '1'}}", widgets)
 		return check(ctx)
 	})
 	r.apply(widget, version, "second", "", "[]")
 	r.refused("exceeded quota: widgets", widget, version, "third", "", "[]")
 	r.delete(widgets + "/first")
 	r.reaches("resourcequotas/widgets", "status: {used: {count/%[1]s: '1'}}", widgets)
-	r.apply(widget, version, "third", "", "[]")
+	r.allowed(widget, version, "third", "", "[]")
 	r.want("resourcequotas/widgets", "status: {used: {count/%[1]s: '2'}}", widgets)
 }
 
@@ -234,7 +247,7 @@ spec: {containers: [{name: main, image: none, resources: {requests: {cpu: %s}}}]
 	r.reaches("pods/first", "status: {phase: Running}")
 	r.patch("pods/first", "metadata: {annotations: {%s: '0'}}", hollow.Exit)
 	r.reaches("resourcequotas/pods", "status: {used: {pods: '1', requests.cpu: 400m}}")
-	r.apply(pod, "third", "400m")
+	r.allowed(pod, "third", "400m")
 	r.delete("pods/second")
 	r.reaches("resourcequotas/pods", "status: {used: {pods: '1', requests.cpu: 400m}}")
 
@@ -386,6 +399,35 @@ func customTermination(r *run) {
 	full.reaches("namespaces/"+full.ns, "status: {phase: Terminating, conditions: [{type: NamespaceFinalizersRemaining, status: 'True'}]}")
 	full.release(widgets + "/held")
 	full.absent("namespaces/" + full.ns)
+}
+
+// customMigration writes all objects of a kind anew, in another version.
+func customMigration(r *run) {
+	widgets, version := r.widgets()
+	for i := range 3 {
+		r.apply(widget, version, fmt.Sprintf("widget-%d", i), "", "[]")
+	}
+	before := r.list(widgets, "")
+	const versions = `
+spec:
+  versions:
+  - {name: v1, served: true, storage: false, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
+  - {name: v2, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}`
+	r.patch("customresourcedefinitions/"+widgets, versions)
+	r.reaches("customresourcedefinitions/"+widgets, "status: {storedVersions: [v1, v2]}")
+	group, _, _ := strings.Cut(version, "/")
+	r.apply(`
+apiVersion: storagemigration.k8s.io/v1
+kind: StorageVersionMigration
+metadata: {name: parity-widgets}
+spec: {resource: {group: %s, resource: widgets}}`, group)
+	r.want("storageversionmigrations/parity-widgets", "status: {resourceVersion: '*', conditions: [{type: Succeeded, status: 'True'}]}")
+	after := r.count(len(before), widgets, "", "metadata: {deletionTimestamp: null}")
+	for i, w := range after {
+		if w.GetUID() != before[i].GetUID() || w.GetResourceVersion() == before[i].GetResourceVersion() {
+			r.Errorf("%s was not written anew: resource version %s", w.GetName(), w.GetResourceVersion())
+		}
+	}
 }
 
 func serviceAccounts(r *run) {

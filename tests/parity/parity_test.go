@@ -41,9 +41,11 @@ const (
 	// startPatience bounds the start of a server.
 	startPatience = 3 * time.Minute
 	// atOnce is how many cases run at the same time: they wait most of the time.
-	atOnce = "48"
-	// Guests are evicted this long after each other.
+	atOnce = "96"
+	// Each evictor evicts a guest this long after the other.
+	evictors                     = 4
 	evictAfterMin, evictAfterMax = 100 * time.Millisecond, 500 * time.Millisecond
+	evictAttempts                = 20
 )
 
 func TestMain(m *testing.M) {
@@ -191,43 +193,96 @@ func (w *world) evictGuests(t *testing.T) (stop func()) {
 		return func() {}
 	}
 	t.Logf("-seed %d", *seed)
-	choose := rand.New(rand.NewPCG(*seed, 0))
 	ctx, cancel := context.WithCancel(t.Context())
-	done, busy, failure := 0, 0, error(nil)
 	var running sync.WaitGroup
-	running.Go(func() {
-		for failure == nil {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(evictAfterMin + time.Duration(choose.Int64N(int64(evictAfterMax-evictAfterMin)))):
-			}
-			n := choose.Uint64()
-			guests, err := w.guests(ctx, "warm", "awake")
-			if err == nil && len(guests) > 0 {
-				var evicted bool
-				if evicted, err = w.Tell(ctx, guests[n%uint64(len(guests))].Name, "evict"); evicted {
-					done++
-				} else if err == nil {
-					busy++
-				}
-			}
-			if ctx.Err() == nil {
-				failure = err
-			}
-		}
-	})
+	all := make([]evictor, evictors)
+	evictions := &tally{done: map[string]int{}}
+	for i := range all {
+		e := &all[i]
+		e.world, e.tally, e.choose = w, evictions, rand.New(rand.NewPCG(*seed, uint64(i)))
+		running.Go(func() { e.run(ctx) })
+	}
 	return func() {
 		cancel()
 		running.Wait()
-		if failure != nil {
-			t.Errorf("evicting guests: %v", failure)
+		for _, e := range all {
+			if e.failure != nil {
+				t.Errorf("evicting guests: %v", e.failure)
+			}
 		}
-		t.Logf("%d evictions; %d more times the guest was busy", done, busy)
-		if done == 0 {
+		total := 0
+		for _, n := range evictions.done {
+			total += n
+		}
+		t.Logf("%d evictions of %d guests; %d times one was too busy", total, len(evictions.done), evictions.busy)
+		if total == 0 {
 			t.Error("no guest was evicted")
 		}
 	}
+}
+
+// tally counts evictions.
+type tally struct {
+	mu   sync.Mutex
+	done map[string]int // by guest
+	busy int
+}
+
+// evictor evicts one guest at a time.
+type evictor struct {
+	*world
+	*tally
+	choose  *rand.Rand
+	failure error // that ended it
+}
+
+func (e *evictor) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(evictAfterMin + time.Duration(e.choose.Int64N(int64(evictAfterMax-evictAfterMin)))):
+		}
+		guests, err := e.guests(ctx, "warm", "awake")
+		e.choose.Shuffle(len(guests), func(i, j int) { guests[i], guests[j] = guests[j], guests[i] })
+		if err == nil && len(guests) > 0 {
+			err = e.evict(ctx, e.rarest(guests))
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				e.failure = err
+			}
+			return
+		}
+	}
+}
+
+// rarest returns the guest that has been evicted least often: those that wake by
+// timers of their own shall not have all evictions.
+func (e *evictor) rarest(guests []cluster.Controller) string {
+	e.tally.mu.Lock()
+	defer e.tally.mu.Unlock()
+	return slices.MinFunc(guests, func(a, b cluster.Controller) int { return e.done[a.Name] - e.done[b.Name] }).Name
+}
+
+// evict evicts a guest, for which it is patient: one that has much to do is busy
+// at most moments.
+func (e *evictor) evict(ctx context.Context, guest string) error {
+	evicted := false
+	for attempt := 0; attempt < evictAttempts && !evicted; attempt++ {
+		var err error
+		if evicted, err = e.Tell(ctx, guest, "evict"); err != nil {
+			return err
+		}
+	}
+	e.tally.mu.Lock()
+	defer e.tally.mu.Unlock()
+	if evicted {
+		e.done[guest]++
+	} else {
+		e.busy++
+	}
+	return nil
 }
 
 // guests are the controllers in one of the states.

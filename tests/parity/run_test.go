@@ -54,10 +54,19 @@ func (r *run) makeNamespace() {
 	r.Helper()
 	r.apply("{apiVersion: v1, kind: Namespace, metadata: {name: %s}}", r.ns)
 	r.reaches("serviceaccounts/default", "metadata: {name: default}") // pods need it
+	r.reaches("configmaps/kube-root-ca.crt", "data: {ca.crt: '*'}")
 }
 
-// node starts a hollow node that stays until the end of the mode, or is stopped.
-func (r *run) node(config hollow.Config) *hollow.Node { return hollow.Start(r.mode, r.Cluster, config) }
+// node starts a hollow node that stays until the end of the mode, or is stopped,
+// and waits until pods can be bound to it.
+func (r *run) node(config hollow.Config) *hollow.Node {
+	r.Helper()
+	n := hollow.Start(r.mode, r.Cluster, config)
+	r.reaches("nodes/"+config.Name, "status: {conditions: [{type: Ready, status: 'True'}]}")
+	r.tainted(config.Name, corev1.TaintNodeNotReady, false)
+	r.tainted(config.Name, corev1.TaintNodeUnreachable, false)
+	return n
+}
 
 // resource returns the client of a resource, "deployments" or "widgets.example.com".
 func (r *run) resource(name string) dynamic.ResourceInterface {
@@ -499,4 +508,11 @@ func self(ctx context.Context, config *rest.Config) (string, error) {
 		return "", err
 	}
 	return review.Status.UserInfo.Username, nil
+}
+
+// as returns a client of somebody else.
+func (r *run) as(who rest.ImpersonationConfig) (*kubernetes.Clientset, error) {
+	config := rest.CopyConfig(r.Config)
+	config.Impersonate = who
+	return kubernetes.NewForConfig(config)
 }
