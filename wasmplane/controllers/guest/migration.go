@@ -75,7 +75,10 @@ func (m migrated) ServerPreferredResources() ([]*metav1.APIResourceList, error) 
 		storagemigration.SchemeGroupVersion.WithResource("storageversionmigrations").GroupResource(): true,
 	}
 	for _, s := range migrations {
-		if !ended(s) {
+		// What is listed once the resource version is known is as new as that. The
+		// migrator waits for it, and the bookmarks that would say so later do not
+		// reach a guest.
+		if !ended(s) && s.Status.ResourceVersion != "" {
 			wanted[schema.GroupResource{Group: s.Spec.Resource.Group, Resource: s.Spec.Resource.Resource}] = true
 		}
 	}
