@@ -863,8 +863,16 @@ func TestKillall(t *testing.T) {
 // shim copies the test binary to where the shim is unpacked.
 func (m *machine) shim(self string) *exec.Cmd {
 	m.t.Helper()
-	m.write("root/var/lib/dormouse/data/0123/containerd-shim-runc-v2", readFile(m.t, self))
-	cmd := exec.Command(filepath.Join(m.root, "var/lib/dormouse/data/0123/containerd-shim-runc-v2"))
+	file := filepath.Join(m.root, "var/lib/dormouse/data/0123/containerd-shim-runc-v2")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	// By another process: a child of a test beside this one could hold it open for writing, and then it
+	// cannot be executed.
+	if out, err := exec.Command("cp", self, file).CombinedOutput(); err != nil {
+		m.t.Fatalf("copying the test program: %v: %s", err, out)
+	}
+	cmd := exec.Command(file)
 	cmd.Env = append(os.Environ(), shimEnv+"=1")
 	return cmd
 }

@@ -36,6 +36,11 @@ const (
 	// up to 10 seconds before one.
 	slackAfter = 12 * time.Second
 
+	// hasteSlack is the slack until then, for a guest that was put to sleep all the
+	// same: by command, or because memory is scarce. Without any, one that polls ten
+	// times a second would be back at once.
+	hasteSlack = 5 * time.Second
+
 	// lingerForResponse is how long an idle guest with a request under way waits
 	// in place. The API server answers most requests within some milliseconds.
 	lingerForResponse = 20 * time.Millisecond
@@ -331,12 +336,21 @@ func (g *guest) timerDue() time.Duration {
 	if g.nextTimer < 0 {
 		return never
 	}
-	if g.inst == nil && g.quiet && g.timersRest() {
-		return never
-	}
 	due := g.nextTimer - g.plane.clock.now()
-	if g.inst == nil && g.TimerSlack > 0 && g.quiet {
-		due += min(g.TimerSlack, g.heartbeatSlack(time.Now(), due))
+	if g.inst == nil {
+		rest, slack := g.timersRest(), g.TimerSlack
+		switch {
+		case rest && g.quiet:
+			return never
+		case rest:
+			slack = hasteSlack
+		case slack > 0:
+			slack = min(slack, g.heartbeatSlack(time.Now(), due))
+		}
+		if !g.quiet {
+			slack = min(slack, hasteSlack)
+		}
+		due += slack
 	}
 	return max(due, time.Until(g.timersFrom))
 }
@@ -663,9 +677,10 @@ func (g *guest) Linger(next time.Duration) time.Duration {
 }
 
 // mayWait reports whether an event that need not wake the guest can be kept for
-// later; guest.mu is held. While the guest is in memory nothing waits.
+// later; guest.mu is held. Also while the guest is in memory: in a burst most events
+// are overtaken before it has something to do.
 func (g *guest) mayWait(ev event) bool {
-	return g.state == Asleep && g.mailbox.Empty() && ev.UID != "" && g.waitingBytes < maxWaiting
+	return g.mailbox.Empty() && ev.UID != "" && g.waitingBytes < maxWaiting
 }
 
 // needNotWake reports what the declaration says of an event; guest.mu is held.

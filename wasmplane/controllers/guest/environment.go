@@ -13,30 +13,23 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/component-base/featuregate"
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
-	"k8s.io/controller-manager/pkg/clientbuilder"
 	"k8s.io/controller-manager/pkg/informerfactory"
-	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers/options"
-	"github.com/dormouse-k8s/dormouse/wasmplane/guest"
 )
 
 // environment is what kube-controller-manager prepares for its controllers, for
 // one of them.
 type environment struct {
 	app.ControllerContext
-	discovery discovery.DiscoveryInterface
-	metadata  metadataInformers
+	metadata metadataInformers
 }
 
 // newEnvironment does what upstream's CreateControllerContext does.
@@ -49,27 +42,17 @@ func newEnvironment(ctx context.Context, s abi.Start) (*environment, error) {
 	if err := json.Unmarshal(o.ControllerManager, &env.ComponentConfig); err != nil {
 		return nil, fmt.Errorf("reading its configuration: %w", err)
 	}
-	config := clientConfig()
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	m, err := metadata.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	env.discovery = client.Discovery()
-	env.ClientBuilder = unlimited{clientbuilder.SimpleControllerClientBuilder{ClientConfig: config}}
+	env.ClientBuilder = builder{}
 	env.ResyncPeriod = func() time.Duration { return 0 } // it only repeats what the cache holds, and would wake the guest
-	env.InformerFactory = informerFactory{informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))}
-	env.metadata = metadataInformers{metadatainformer.NewSharedInformerFactoryWithOptions(m, 0, metadatainformer.WithTransform(trim))}
+	env.InformerFactory = informerFactory{informers.NewSharedInformerFactoryWithOptions(clients.set, 0, informers.WithTransform(trim))}
+	env.metadata = metadataInformers{metadatainformer.NewSharedInformerFactoryWithOptions(clients.metadata, 0, metadatainformer.WithTransform(trim))}
 	env.ObjectOrMetadataInformerFactory = informerfactory.NewInformerFactory(env.InformerFactory, env.metadata)
-	env.RESTMapper = restmapper.NewDeferredDiscoveryRESTMapper(&recentDiscovery{CachedDiscoveryInterface: memory.NewMemCacheClient(env.discovery)})
+	env.RESTMapper = restmapper.NewDeferredDiscoveryRESTMapper(&recentDiscovery{CachedDiscoveryInterface: memory.NewMemCacheClient(clients.set.Discovery())})
 	env.InformersStarted = make(chan struct{})
 	env.ControllerManagerMetrics = controllersmetrics.NewControllerManagerMetrics("kube-controller-manager")
 	switch s.Controller {
 	case names.GarbageCollectorController, names.StorageVersionMigratorController:
-		env.GraphBuilder = env.newGraph(ctx, m)
+		env.GraphBuilder = env.newGraph(ctx)
 	}
 	app.SyncKinds = env.syncKinds
 	return env, nil
@@ -103,48 +86,12 @@ func readOptions(b []byte) (*options.Options, error) {
 	return &o, nil
 }
 
-// clientConfig is that of every client in the guest.
-func clientConfig() *rest.Config {
-	return &rest.Config{
-		Host:      "http://dormouse",
-		Transport: guest.Transport,
-		// Fairness is the API server's business, and it is in the same process.
-		QPS:       -1,
-		UserAgent: rest.DefaultKubernetesUserAgent(),
-		ContentConfig: rest.ContentConfig{
-			ContentType:        "application/vnd.kubernetes.protobuf",
-			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
-		},
-	}
-}
-
 // trim drops from cached objects what no controller reads, as upstream does.
 func trim(obj any) (any, error) {
 	if o, err := meta.Accessor(obj); err == nil && o.GetManagedFields() != nil {
 		o.SetManagedFields(nil)
 	}
 	return obj, nil
-}
-
-// unlimited is a client builder whose discovery clients have no limit of their own.
-type unlimited struct {
-	clientbuilder.SimpleControllerClientBuilder
-}
-
-func (u unlimited) DiscoveryClient(name string) (discovery.DiscoveryInterface, error) {
-	config, err := u.Config(name)
-	if err != nil {
-		return nil, err
-	}
-	return discovery.NewDiscoveryClientForConfig(config)
-}
-
-func (u unlimited) DiscoveryClientOrDie(name string) discovery.DiscoveryInterface {
-	d, err := u.DiscoveryClient(name)
-	if err != nil {
-		klog.Fatal(err)
-	}
-	return d
 }
 
 // discoveryAge is after how long upstream forgets what discovery said. It does so

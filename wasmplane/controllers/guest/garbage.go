@@ -8,7 +8,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
@@ -33,13 +32,13 @@ func (f graphInformers) ForResource(r schema.GroupVersionResource) (informers.Ge
 }
 
 // newGraph makes the graph of owners and dependents.
-func (e *environment) newGraph(ctx context.Context, m metadata.Interface) *garbagecollector.GraphBuilder {
+func (e *environment) newGraph(ctx context.Context) *garbagecollector.GraphBuilder {
 	ignored := map[schema.GroupResource]struct{}{}
 	for _, r := range e.ComponentConfig.GarbageCollectorController.GCIgnoredResources {
 		ignored[schema.GroupResource{Group: r.Group, Resource: r.Resource}] = struct{}{}
 	}
-	factory := metadatainformer.NewSharedInformerFactoryWithOptions(m, 0, metadatainformer.WithTransform(trimToOwners))
-	return garbagecollector.NewDependencyGraphBuilder(ctx, m, e.RESTMapper, ignored, graphInformers{metadataInformers{factory}}, e.InformersStarted)
+	factory := metadatainformer.NewSharedInformerFactoryWithOptions(clients.metadata, 0, metadatainformer.WithTransform(trimToOwners))
+	return garbagecollector.NewDependencyGraphBuilder(ctx, clients.metadata, e.RESTMapper, ignored, graphInformers{metadataInformers{factory}}, e.InformersStarted)
 }
 
 // trimToOwners drops from cached metadata what the graph does not need.

@@ -37,11 +37,11 @@ func init() {
 	guest.Register(options.Scheduler, start("kube-scheduler", runScheduler))
 }
 
-// start prepares what belongs to a process: program is its name, which clients tell
-// the API server and which becomes the manager of fields.
+// start prepares what belongs to a process; program is its name.
 func start(program string, run guest.RunFunc) guest.RunFunc {
 	return func(ctx context.Context, s abi.Start) error {
 		os.Args = []string{program}
+		userAgent = program + "/wasm/" + s.Controller
 		utilrand.Seed(s.Seed)
 		if err := logTo(s.Verbosity); err != nil {
 			return err

@@ -14,7 +14,6 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/discovery"
 	listers "k8s.io/client-go/listers/storagemigration/v1"
-	"k8s.io/client-go/metadata"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
 
 	storagemigration "k8s.io/api/storagemigration/v1"
@@ -32,15 +31,7 @@ func (e *environment) followMigrations(ctx context.Context) {
 }
 
 func (e *environment) syncMigrations(ctx context.Context) error {
-	m, err := metadata.NewForConfig(clientConfig())
-	if err != nil {
-		return err
-	}
-	client, err := e.NewClient("storage-version-migrator-controller")
-	if err != nil {
-		return err
-	}
-	gc, err := garbagecollector.NewComposedGarbageCollector(ctx, client, m, e.RESTMapper, e.GraphBuilder)
+	gc, err := garbagecollector.NewComposedGarbageCollector(ctx, clients.set, clients.metadata, e.RESTMapper, e.GraphBuilder)
 	if err != nil {
 		return err
 	}
@@ -53,7 +44,7 @@ func (e *environment) syncMigrations(ctx context.Context) error {
 	e.InformerFactory.WaitForCacheSync(ctx.Done())
 	go e.GraphBuilder.Run(ctx)
 	repeat(ctx, changed, 0, func(ctx context.Context, period time.Duration) {
-		gc.Sync(ctx, migrated{e.discovery, migrations.Lister()}, period)
+		gc.Sync(ctx, migrated{clients.set.Discovery(), migrations.Lister()}, period)
 	})
 	return ctx.Err()
 }

@@ -12,8 +12,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/kubernetes/pkg/scheduler"
@@ -41,11 +39,7 @@ func runScheduler(ctx context.Context, s abi.Start) error {
 	if !ok {
 		return fmt.Errorf("reading its configuration: it is a %s", gvk)
 	}
-	clientset, err := kubernetes.NewForConfig(rest.AddUserAgent(clientConfig(), "scheduler"))
-	if err != nil {
-		return err
-	}
-	dynamicClient, err := dynamic.NewForConfig(clientConfig())
+	dynamicClient, err := dynamic.NewForConfig(clients.config)
 	if err != nil {
 		return err
 	}
@@ -53,13 +47,13 @@ func runScheduler(ctx context.Context, s abi.Start) error {
 	if err != nil {
 		return err
 	}
-	broadcaster := events.NewEventBroadcasterAdapterWithContext(ctx, clientset)
-	typed := informerFactory{scheduler.NewInformerFactory(clientset, 0, name)}
+	broadcaster := events.NewEventBroadcasterAdapterWithContext(ctx, clients.set)
+	typed := informerFactory{scheduler.NewInformerFactory(clients.set, 0, name)}
 	others := dynamicinformer.NewFilteredDynamicSharedInformerFactory(dynamicClient, 0, corev1.NamespaceAll, nil)
 	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
-	sched, err := scheduler.New(ctx, clientset, informers.SharedInformerFactory(typed), others, recorders,
+	sched, err := scheduler.New(ctx, clients.set, informers.SharedInformerFactory(typed), others, recorders,
 		scheduler.WithComponentConfigVersion(gvk.GroupVersion().String()),
-		scheduler.WithKubeConfig(clientConfig()),
+		scheduler.WithKubeConfig(clients.config),
 		scheduler.WithProfiles(cc.Profiles...),
 		scheduler.WithPercentageOfNodesToScore(cc.PercentageOfNodesToScore),
 		scheduler.WithPodMaxBackoffSeconds(cc.PodMaxBackoffSeconds),
