@@ -222,8 +222,8 @@ var wakings = map[string][]waking{
 	"certificatesigningrequest-cleaner-controller":   {{object: &certificatesv1.CertificateSigningRequest{}}},
 	"podcertificaterequest-cleaner-controller":       {{object: &certificatesv1.PodCertificateRequest{}}},
 	"ttl-controller": {
-		// addNode; of updateNode and deleteNode see the declaration.
-		{object: &corev1.Node{}, wakes: added},
+		// addNode, updateNode; of deleteNode see the declaration.
+		{object: &corev1.Node{}, wakes: every &^ deleted},
 	},
 	"bootstrap-signer-controller": {
 		// Filtered by name, without DeleteFunc; filtered by type.

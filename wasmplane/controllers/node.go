@@ -52,8 +52,9 @@ var ttl = Declaration{
 	Identity:  serviceAccount + "ttl-controller",
 	Resources: []string{"nodes"},
 	// It writes an annotation that depends on how many nodes there are, in steps of
-	// hundreds. Upstream, too, writes it to the older ones when they change next.
-	Wait:        map[string]Events{"nodes": Any &^ Added},
+	// hundreds, and writes it again if it is gone. That there are fewer is written to
+	// each node when it changes next.
+	Wait:        map[string]Events{"nodes": Deleted},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }
