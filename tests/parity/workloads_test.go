@@ -263,7 +263,7 @@ func conflictingWrites(r *run) {
 		r.Fatal(err)
 	}
 	r.patch("deployments/web", `spec: {replicas: 3, template: {metadata: {annotations: {v: last}}}}`)
-	r.settled()
+	// Not by the Deployment's status: natively it has been seen to stay behind.
 	r.count(3, "pods", "", "metadata: {annotations: {v: last}, deletionTimestamp: null}")
 }
 
