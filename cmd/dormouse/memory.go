@@ -19,7 +19,7 @@ const (
 	// worth giving back, which costs a garbage collection. Go itself gives back what lies far above its
 	// target, and keeps the rest for good.
 	returnEvery    = time.Minute
-	worthReturning = 16 << 20
+	worthReturning = 6 << 20
 )
 
 // memoryKeeper keeps the process small. Who sets GOGC decides for himself, and gets none.

@@ -116,7 +116,11 @@ func start(t *testing.T, mode string) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startPatience)
 	defer cancel()
-	n, err := node.Start(ctx, node.Config{Binary: *binary, Args: []string{"--disable-agent", "--controller-mode=" + mode}})
+	n, err := node.Start(ctx, node.Config{Binary: *binary, Args: []string{
+		"--disable-agent", "--controller-mode=" + mode,
+		// Usage of quotas that was counted between admission and creation is counted again then.
+		"--kube-controller-manager-arg=resource-quota-sync-period=30s",
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,5 @@
 package controllers
 
-import "time"
-
 var resourceQuota = Declaration{
 	Name:      "resourcequota-controller",
 	Identity:  serviceAccount + "resourcequota-controller",
@@ -33,7 +31,6 @@ var resourceQuota = Declaration{
 	// It counts everything again each 5 minutes, for what was counted and then not
 	// created.
 	TimersFor:   []string{"resourcequotas"},
-	TimerSlack:  5 * time.Minute,
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

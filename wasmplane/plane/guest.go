@@ -960,10 +960,19 @@ func (g *guest) head() (snapshot.Head, error) {
 	if g.underWay > 0 || !g.mailbox.Empty() {
 		return snapshot.Head{}, errBusy
 	}
-	head := snapshot.Head{Generation: g.plane.host.Datastore.Generation, Start: g.startSum, NextTimer: g.nextTimer,
-		Quiet: time.Since(g.stirred) >= max(slackAfter, g.SlackAfter)}
+	head := snapshot.Head{Generation: g.plane.host.Datastore.Generation, Start: g.startSum, NextTimer: g.nextTimer, Quiet: g.isQuiet()}
 	g.fillStreams(&head)
 	return head, nil
+}
+
+// isQuiet reports whether the next timer may be late: nothing has stirred the guest
+// for a while, or will have when the timer is due; guest.mu is held.
+func (g *guest) isQuiet() bool {
+	at := time.Now()
+	if g.nextTimer >= 0 {
+		at = at.Add(max(0, g.nextTimer-g.plane.clock.now()))
+	}
+	return at.Sub(g.stirred) >= max(slackAfter, g.SlackAfter)
 }
 
 // fillStreams describes the open watches; guest.mu is held.
