@@ -15,11 +15,11 @@ const (
 	// settled is how long after the start what only the start needed is given back. By then the controllers
 	// have seen the cluster and gone to sleep.
 	settled = 15 * time.Second
-	// returnEvery and worthReturning say how often it is looked whether memory that nothing uses any more is
-	// worth giving back, which costs a garbage collection. Go itself gives back what lies far above its
-	// target, and keeps the rest for good.
+	// returnEvery and worthReturning say how often it is looked whether memory has grown by so much that it is
+	// worth a garbage collection to give it back: after a burst of work. Go itself gives back what lies far
+	// above its target, and keeps the rest for good. An idle server leaves less lying about in that time.
 	returnEvery    = time.Minute
-	worthReturning = 6 << 20
+	worthReturning = 12 << 20
 )
 
 // memoryKeeper keeps the process small. Who sets GOGC decides for himself, and gets none.
@@ -43,6 +43,7 @@ func (k memoryKeeper) run(ctx context.Context) {
 	}
 	ticker := time.NewTicker(settled)
 	defer ticker.Stop()
+	var least uint64 // after memory was given back last
 	for first := true; ; first = false {
 		select {
 		case <-ticker.C:
@@ -53,8 +54,9 @@ func (k memoryKeeper) run(ctx context.Context) {
 		if first {
 			shrinkStacks()
 		}
-		if first || unusedHeap() > worthReturning {
+		if first || goMemory() > least+worthReturning {
 			debug.FreeOSMemory()
+			least = goMemory()
 		}
 		trimMalloc()
 	}
@@ -68,9 +70,9 @@ func shrinkStacks() {
 	}
 }
 
-// unusedHeap is how many bytes of the heap are free and not given back.
-func unusedHeap() uint64 {
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/free:bytes"}}
-	metrics.Read(sample)
-	return sample[0].Value.Uint64()
+// goMemory is how many bytes the Go runtime has of the system.
+func goMemory() uint64 {
+	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(samples)
+	return samples[0].Value.Uint64() - samples[1].Value.Uint64()
 }
