@@ -1,7 +1,6 @@
-// Package controllers declares which upstream controllers run as guests of the
-// plane: who they are to the API server, what need not wake them, and what they
-// may use. The guest program itself is in the directory guest; each file there
-// has its counterpart here.
+// Package controllers declares the controllers that run as guests of the plane: who
+// they are to the API server, what need not wake them, and what they may use. The
+// guest program, which knows how to start them, is in the directory guest.
 package controllers
 
 import "time"
