@@ -29,6 +29,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 	kubectrlmgrconfig "k8s.io/kubernetes/pkg/controller/apis/config"
 	csrsigningconfig "k8s.io/kubernetes/pkg/controller/certificates/signer/config"
+	gcconfig "k8s.io/kubernetes/pkg/controller/garbagecollector/config"
 	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
@@ -153,6 +154,10 @@ func (m *Manager) component() (*kubectrlmgrconfig.KubeControllerManagerConfigura
 	if err := m.options.ApplyTo(&c, known, disabled, aliases); err != nil {
 		return nil, fmt.Errorf("applying the arguments of the controllers: %w", err)
 	}
+	// Upstream takes these from a map; what guests are told must not differ from start to start.
+	slices.SortFunc(c.ComponentConfig.GarbageCollectorController.GCIgnoredResources, func(a, b gcconfig.GroupResource) int {
+		return strings.Compare(a.Group+"/"+a.Resource, b.Group+"/"+b.Resource)
+	})
 	return &c.ComponentConfig, nil
 }
 

@@ -85,6 +85,28 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// TestConfigurationIsTheSame: at each start, or no snapshot would be used.
+func TestConfigurationIsTheSame(t *testing.T) {
+	data := paths.Data(t.TempDir())
+	var first string
+	for range 20 {
+		m, err := New(Config{Data: data, ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := m.Configuration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == "" {
+			first = string(b)
+		}
+		if string(b) != first {
+			t.Fatalf("%s\n%s", first, b)
+		}
+	}
+}
+
 // TestFiles: keys reach who needs them, and nobody else.
 func TestFiles(t *testing.T) {
 	data := paths.Data(t.TempDir())
