@@ -88,7 +88,7 @@ var Trims = []Trim{
 		Keep: []string{
 			"ControllerContext", "ControllerContext.NewClientConfig", "ControllerContext.NewClient", "readCA",
 		},
-		Reason: "What is left out makes a process of the controllers: flags, leader election, a server. It adds 600 packages.",
+		Reason: "What is left out makes a process of the controllers: flags, leader election, a server.",
 	},
 	{
 		Module: kubernetes,
@@ -200,7 +200,7 @@ var Packages = []Package{
 	{
 		Module: kubernetes,
 		Dir:    "pkg/generated/openapi",
-		Reason: "Its definitions of all types take 20 MB. The status of admission policies looks there first " +
+		Reason: "It holds the definitions of all types. The status of admission policies looks there first " +
 			"and then asks the API server, which has the same ones.",
 	},
 }
