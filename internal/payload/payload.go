@@ -49,6 +49,10 @@ const (
 	trailerSize   = 8 + 4 + len(magic)
 	maxIndex      = 1 << 20
 	maxFile       = 4 << 30
+
+	// MaxWindow is how far back compressed files may refer, in bytes: a power of two.
+	// To unpack takes as much memory, on the device.
+	MaxWindow = 1 << 25
 )
 
 // index lists what an archive holds.
@@ -170,7 +174,8 @@ func (f file) check(end int64) error {
 
 // extract writes the content of f to w and compares its checksum.
 func (a *Archive) extract(f file, w io.Writer) error {
-	d, err := zstd.NewReader(io.NewSectionReader(a.f, f.Offset, f.Packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxFile))
+	d, err := zstd.NewReader(io.NewSectionReader(a.f, f.Offset, f.Packed), zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderMaxMemory(maxFile), zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return err
 	}
@@ -187,9 +192,12 @@ func (a *Archive) extract(f file, w io.Writer) error {
 	return nil
 }
 
+// Compressor returns the content of a file, compressed with zstd.
+type Compressor func(file string) (io.ReadCloser, error)
+
 // Append copies program to out and packs files behind it. Packing what is packed
 // already replaces the files.
-func Append(out io.Writer, program string, files []string) error {
+func Append(out io.Writer, program string, files []string, compress Compressor) error {
 	b, err := os.ReadFile(program)
 	if err != nil {
 		return err
@@ -208,7 +216,7 @@ func Append(out io.Writer, program string, files []string) error {
 	}
 	x := index{Format: formatVersion}
 	for _, name := range files {
-		f, err := pack(w, name)
+		f, err := pack(w, name, compress)
 		if err != nil {
 			return fmt.Errorf("packing %s: %w", name, err)
 		}
@@ -229,7 +237,7 @@ func Append(out io.Writer, program string, files []string) error {
 	return err
 }
 
-func pack(w *counter, name string) (file, error) {
+func pack(w *counter, name string, compress Compressor) (file, error) {
 	in, err := os.Open(name)
 	if err != nil {
 		return file{}, err
@@ -243,18 +251,18 @@ func pack(w *counter, name string) (file, error) {
 	if st.Mode()&0o100 != 0 {
 		f.Mode = 0o755
 	}
-	e, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
+	h, quick := sha256.New(), xxhash.New()
+	if f.Size, err = io.Copy(io.MultiWriter(h, quick), in); err != nil {
+		return file{}, err
+	}
+	compressed, err := compress(name)
 	if err != nil {
 		return file{}, err
 	}
-	h, quick := sha256.New(), xxhash.New()
-	if f.Size, err = io.Copy(io.MultiWriter(e, h, quick), in); err != nil {
+	defer compressed.Close()
+	if f.Packed, err = io.Copy(w, compressed); err != nil {
 		return file{}, err
 	}
-	if err := e.Close(); err != nil {
-		return file{}, err
-	}
-	f.Packed = w.n - f.Offset
 	f.SHA256, f.XXH64 = hex.EncodeToString(h.Sum(nil)), hex.EncodeToString(quick.Sum(nil))
 	return f, nil
 }

@@ -68,16 +68,19 @@ var wakings = map[string][]waking{
 	},
 	"endpoints-controller": {
 		// onServiceUpdate, onServiceDelete, onPodUpdate, onEndpointsDelete.
+		// ShouldPodBeInEndpoints leaves out pods without an address.
 		{object: &corev1.Service{}, wakes: every},
-		{object: pod(), wakes: every},
-		{object: ownedBy("ReplicaSet", pod()), wakes: every},
+		{object: withAddress(pod()), wakes: every},
+		{object: withAddress(ownedBy("ReplicaSet", pod())), wakes: every},
+		{object: pod()},
 		{object: &corev1.Endpoints{}, wakes: deleted},
 	},
 	"endpointslice-controller": {
 		// onServiceUpdate, onPodUpdate, onEndpointSliceAdd and so on. Of updateNode,
-		// which may be late, see the declaration.
+		// which may be late, see the declaration. Pods are as for endpoints-controller.
 		{object: &corev1.Service{}, wakes: every},
-		{object: pod(), wakes: every},
+		{object: withAddress(pod()), wakes: every},
+		{object: pod()},
 		{object: &discoveryv1.EndpointSlice{}, wakes: every},
 		{object: &corev1.Node{}, wakes: every &^ modified},
 	},
@@ -426,11 +429,7 @@ func TestEventsThatUpstreamActsUponWake(t *testing.T) {
 
 // wakes is what a declaration says of an event: see its documentation.
 func wakes(t *testing.T, d controllers.Declaration, resource string, object apiObject, event controllers.Events, none []string) bool {
-	wait, named := d.Wait[resource]
-	if !named {
-		wait = d.Wait["*"]
-	}
-	if wait&event != 0 {
+	if d.MayWait(resource)&event != 0 {
 		return false
 	}
 	if kinds, ruled := d.Owned[resource]; ruled {
@@ -515,6 +514,11 @@ func pod(volumes ...corev1.VolumeSource) *corev1.Pod {
 	for i, v := range volumes {
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: fmt.Sprint("volume", i), VolumeSource: v})
 	}
+	return p
+}
+
+func withAddress(p *corev1.Pod) *corev1.Pod {
+	p.Status.PodIP, p.Status.PodIPs = "10.42.0.9", []corev1.PodIP{{IP: "10.42.0.9"}}
 	return p
 }
 

@@ -19,7 +19,7 @@
 // [MailboxFD], as a sequence of frames:
 //
 //	kind   uint32  one of the Frame… constants
-//	stream uint32  the exchange it belongs to; 0 for Park and Start
+//	stream uint32  the exchange it belongs to; 0 for Park, Start and Collect
 //	length uint32  bytes of payload that follow, at most [MaxFrame]
 //	payload
 //
@@ -44,9 +44,9 @@ import (
 
 const (
 	// Version of this wire format.
-	Version = 1
+	Version = 2
 	// VersionExport is exported by every guest of this version.
-	VersionExport = "dormouse_abi_1"
+	VersionExport = "dormouse_abi_2"
 
 	// Module is the name guests import the host's functions from.
 	Module = "dormouse"

@@ -52,7 +52,7 @@ func TestDecodeRefuses(t *testing.T) {
 	if _, err := DecodeRequest((&Request{Stream: 1, Header: http.Header{"A": make([]string, MaxHeaders+1)}}).Append(nil)); err == nil {
 		t.Errorf("%d header lines were accepted", MaxHeaders+1)
 	}
-	if _, err := DecodeHeader(FrameHeader{Kind: FrameFail + 1}.Append(nil)); err == nil {
+	if _, err := DecodeHeader(FrameHeader{Kind: FrameCollect + 1}.Append(nil)); err == nil {
 		t.Error("an unknown kind of frame was accepted")
 	}
 	if _, err := DecodeHeader(FrameHeader{Kind: FrameBody, Length: MaxFrame + 1}.Append(nil)); err == nil {

@@ -10,12 +10,13 @@ type Kind uint32
 
 // The kinds of frames, all from host to guest.
 const (
-	FramePark  Kind = iota // leave the pump; nothing must remain on the stack
-	FrameStart             // payload: Start
-	FrameHead              // payload: Head
-	FrameBody              // payload: bytes of the response body
-	FrameEnd               // the response body ends here
-	FrameFail              // payload: text; the exchange failed in the transport
+	FramePark    Kind = iota // leave the pump; nothing must remain on the stack
+	FrameStart               // payload: Start
+	FrameHead                // payload: Head
+	FrameBody                // payload: bytes of the response body
+	FrameEnd                 // the response body ends here
+	FrameFail                // payload: text; the exchange failed in the transport
+	FrameCollect             // collect garbage; an image of memory is about to be taken
 )
 
 func (k Kind) String() string {
@@ -32,6 +33,8 @@ func (k Kind) String() string {
 		return "end"
 	case FrameFail:
 		return "fail"
+	case FrameCollect:
+		return "collect"
 	}
 	return fmt.Sprintf("kind(%d)", uint32(k))
 }
@@ -63,7 +66,7 @@ func DecodeHeader(b []byte) (FrameHeader, error) {
 		Stream: binary.LittleEndian.Uint32(b[4:]),
 		Length: binary.LittleEndian.Uint32(b[8:]),
 	}
-	if h.Kind > FrameFail {
+	if h.Kind > FrameCollect {
 		return FrameHeader{}, fmt.Errorf("frame of unknown kind %d", h.Kind)
 	}
 	if h.Length > MaxFrame {

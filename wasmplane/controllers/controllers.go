@@ -37,6 +37,10 @@ type Declaration struct {
 	// delivered before anything else at the next wake, the latest state of each
 	// object.
 	Wait map[string]Events
+	// Late names events, in the same way, that wake the controller a moment later than
+	// they come, together with what comes meanwhile: they begin nothing that anybody
+	// waits for, and where others have to do at once it only stands in their way.
+	Late map[string]Events
 	// Owned names resources of which an object concerns the controller only if
 	// nobody controls it or an owner of one of these kinds does. Events of others
 	// wait as those of Wait do; so do those that Having and Without leave out.
@@ -64,6 +68,19 @@ type Declaration struct {
 	MemoryLimit int64
 	// RunLimit bounds how long the controller may run without once going idle.
 	RunLimit time.Duration
+}
+
+// MayWait are the events of a resource that need not wake the controller.
+func (d *Declaration) MayWait(resource string) Events { return ofResource(d.Wait, resource) }
+
+// MayBeLate are the events of a resource that may wake it a moment later.
+func (d *Declaration) MayBeLate(resource string) Events { return ofResource(d.Late, resource) }
+
+func ofResource(events map[string]Events, resource string) Events {
+	if e, named := events[resource]; named {
+		return e
+	}
+	return events["*"]
 }
 
 // Field is a field of an API object, found in its protobuf encoding.

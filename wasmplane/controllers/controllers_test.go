@@ -27,6 +27,11 @@ func TestDeclarations(t *testing.T) {
 				t.Errorf("%s: events of %s may wait, but are not watched", d.Name, r)
 			}
 		}
+		for r := range d.Late {
+			if r != "*" && !watched(r) {
+				t.Errorf("%s: events of %s may be late, but are not watched", d.Name, r)
+			}
+		}
 		for r, kinds := range d.Owned {
 			if !watched(r) || len(kinds) == 0 {
 				t.Errorf("%s: owners %v of %s", d.Name, kinds, r)
@@ -50,7 +55,7 @@ func TestDeclarations(t *testing.T) {
 				_, owned := d.Owned[o]
 				_, having := d.Having[o]
 				_, without := d.Without[o]
-				if o == "*" || !watched(o) || mayWait(d, o)&Added != 0 || owned || having || without {
+				if o == "*" || !watched(o) || d.MayWait(o)&Added != 0 || owned || having || without {
 					t.Errorf("%s: %s wait until there are %s, which do not wake it when they come", d.Name, r, o)
 				}
 			}
@@ -69,12 +74,4 @@ func TestDeclarations(t *testing.T) {
 			t.Errorf("%s: heartbeat %+v", d.Name, h)
 		}
 	}
-}
-
-// mayWait are the events of a resource that need not wake the controller.
-func mayWait(d Declaration, resource string) Events {
-	if e, ok := d.Wait[resource]; ok {
-		return e
-	}
-	return d.Wait["*"]
 }

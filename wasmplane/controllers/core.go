@@ -43,6 +43,12 @@ var garbageCollector = Declaration{
 		"customresourcedefinitions.apiextensions.k8s.io": 0,
 		"apiservices.apiregistration.k8s.io":             0,
 	},
+	// Of what comes it only notes to whom it belongs, unless the owner is gone.
+	Late: map[string]Events{
+		"*": Added,
+		"customresourcedefinitions.apiextensions.k8s.io": 0,
+		"apiservices.apiregistration.k8s.io":             0,
+	},
 	// No slack: what could not be deleted yet is tried again by timer.
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,

@@ -6,12 +6,22 @@ const (
 	EndpointSliceController = "endpointslice-controller"
 )
 
+// podsWithAddress are pods that can be an endpoint. One that has no address yet is
+// left out of the endpoints of its services.
+var podsWithAddress = []Field{
+	{Name: "status.podIP", Path: []int{3, 6}},
+	{Name: "status.podIPs", Path: []int{3, 12}},
+}
+
 var endpoints = Declaration{
 	Name:      EndpointsController,
 	Identity:  serviceAccount + "endpoint-controller",
 	Resources: []string{"services", "pods", "endpoints"},
 	// Of endpoints it handles only deletions.
-	Wait:        map[string]Events{"endpoints": Any &^ Deleted},
+	Wait:   map[string]Events{"endpoints": Any &^ Deleted},
+	Having: map[string][]Field{"pods": podsWithAddress},
+	// Proxies go by endpoint slices.
+	Late:        map[string]Events{"pods": Any},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }
@@ -22,16 +32,19 @@ var endpointSlice = Declaration{
 	Resources: []string{"services", "pods", "nodes", "endpointslices.discovery.k8s.io"},
 	// Nodes matter for topology hints alone, which follow slowly by design.
 	Wait:        map[string]Events{"nodes": Modified},
+	Having:      map[string][]Field{"pods": podsWithAddress},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }
 
 // endpointSliceMirroring is for services without a selector, and there is always
-// one: kubernetes.
+// one: kubernetes. Of the others, whose endpoints the endpoints controller makes, it
+// mirrors nothing.
 var endpointSliceMirroring = Declaration{
 	Name:        "endpointslice-mirroring-controller",
 	Identity:    serviceAccount + "endpointslicemirroring-controller",
 	Resources:   []string{"endpoints", "endpointslices.discovery.k8s.io", "services"},
+	Late:        map[string]Events{"*": Any},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

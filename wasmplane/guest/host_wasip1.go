@@ -27,7 +27,7 @@ func init() {
 // it ready.
 var mailbox *os.File
 
-//go:wasmexport dormouse_abi_1
+//go:wasmexport dormouse_abi_2
 func version() {}
 
 // gcPercent is the garbage collector's target. What a guest leaves lying about is
@@ -37,10 +37,13 @@ const gcPercent = 50
 //go:wasmexport dormouse_bake
 func bake() {
 	mailbox = os.NewFile(abi.MailboxFD, "mailbox")
-	debug.SetGCPercent(gcPercent)
+	debug.SetGCPercent(-1)
 	// Twice: finalizers of the first pass may free more.
 	runtime.GC()
+	runtime.GC()
+	fillHoles()
 	debug.FreeOSMemory()
+	debug.SetGCPercent(gcPercent)
 }
 
 //go:wasmexport dormouse_pump
@@ -73,6 +76,8 @@ func pumpUntilPark() error {
 				return fmt.Errorf("decoding start: %w", err)
 			}
 			go func() { end(run(s)) }()
+		case abi.FrameCollect:
+			runtime.GC()
 		default:
 			if err := exchanges.deliver(h, mailbox); err != nil {
 				return err

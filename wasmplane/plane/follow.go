@@ -279,21 +279,24 @@ func (x *exchange) take(ev event, raw []byte) {
 		x.seen = ev.Revision
 	}
 	g.noteHeartbeat(x, ev)
-	if x.settled && g.needNotWake(x, ev, raw) {
-		if g.mayWait(ev) {
-			x.wait(ev, raw)
-			return
-		}
-	} else {
+	if waits, due := g.mayKeep(x, ev, raw); !x.settled || !waits {
 		g.stirred = time.Now()
+	} else if g.mayWait(ev) {
+		x.wait(ev, raw, due)
+		return
 	}
-	reason := ev.Type + " " + x.resource
-	if ev.Name != "" {
-		reason += " " + strings.TrimPrefix(ev.Namespace+"/"+ev.Name, "/")
-	}
-	x.push(abi.FrameBody, raw, reason)
+	x.push(abi.FrameBody, raw, x.describe(ev))
 	x.told(ev, raw, ev.joins())
 	x.delivered = x.seen
+}
+
+// describe says for people which event it is.
+func (x *exchange) describe(ev event) string {
+	text := ev.Type + " " + x.resource
+	if ev.Name != "" {
+		text += " " + strings.TrimPrefix(ev.Namespace+"/"+ev.Name, "/")
+	}
+	return text
 }
 
 // pass notes a bookmark; guest.mu is held.

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/http"
 	"slices"
@@ -51,6 +52,10 @@ const (
 	// may wait forever.
 	waitLimit = time.Hour
 
+	// lateness is how late an event of Declaration.Late wakes its guest. It is more than
+	// a Deployment takes to have its pods, and less than people wait for.
+	lateness = time.Second
+
 	// Back-off after a guest was ended, doubled each time and forgotten once it
 	// has behaved for as long as the longest.
 	firstBackoff = time.Second
@@ -59,6 +64,11 @@ const (
 	// measureAfter is how long a guest has run when its memory is measured anew.
 	// That takes about as long as handling one event.
 	measureAfter = 5 * time.Millisecond
+
+	// worthCollecting is by how many bytes a guest must have grown since its garbage
+	// was collected last for that to be done before it is saved. It takes some ten
+	// milliseconds, as most of them are the base image, which is looked through too.
+	worthCollecting = 2 << 20
 
 	// saveRetry is the pause after a snapshot could not be written.
 	saveRetry = 30 * time.Second
@@ -111,6 +121,7 @@ type guest struct {
 	backoff   time.Duration
 	startedAt time.Time
 	ranFor    time.Duration // since its memory was measured
+	lean      int64         // bytes of its snapshot, unpacked, after its garbage was collected last
 
 	mu           sync.Mutex // guards what follows
 	state        State
@@ -118,6 +129,7 @@ type guest struct {
 	underWay     int                  // exchanges that will answer soon
 	asked        int                  // bytes of the requests of all exchanges
 	waitingBytes int                  // of the events that wait
+	nextDue      time.Time            // when one of them has waited for long enough, as far as loop was told
 	cause        cause                // of the next wake
 	heartbeats   map[string]time.Time // last event, by UID, of the declared heartbeat
 	nextTimer    time.Duration        // less than 0: none
@@ -243,7 +255,7 @@ func (g *guest) loop(ctx context.Context) {
 		case <-timer.C:
 			stacked(g.tick)
 		case <-g.pressure:
-			stacked(func() { _ = g.sleep() }) // a busy guest keeps its memory
+			stacked(func() { _ = g.sleep(asItIs) }) // a busy guest keeps its memory
 		case c := <-g.commands:
 			stacked(func() { c.done <- g.obey(c.verb) })
 		}
@@ -300,16 +312,17 @@ func (g *guest) tick() {
 		if !now.Before(g.retryAt) {
 			g.run(reasonStart, "restart", time.Time{})
 		}
-	case g.waitingTooLong(now):
+	case g.waitingDue(now) <= 0:
 		g.mu.Lock()
+		g.stirred = now
+		g.noteCause(g.overdue(now))
 		g.flushWaiting()
-		g.noteCause("waiting events")
 		g.mu.Unlock()
 	case g.timerDue() <= 0:
 		g.timersFrom = now.Add(g.timers.ReserveN(now, 1).DelayFrom(now))
 		g.run(reasonTimer, reasonTimer, time.Time{})
 	case g.inst != nil && g.sleepIn(now) <= 0:
-		_ = g.sleep() // what went wrong was said; it is tried again
+		_ = g.sleep(collected) // what went wrong was said; it is tried again
 	}
 }
 
@@ -414,7 +427,7 @@ func (g *guest) sleepIn(now time.Time) time.Duration {
 func (g *guest) obey(verb string) error {
 	switch verb {
 	case commandEvict:
-		return g.sleep()
+		return g.sleep(collected)
 	case commandWake:
 		g.mu.Lock()
 		g.stirred = time.Now()
@@ -685,12 +698,22 @@ func (g *guest) mayWait(ev event) bool {
 
 // needNotWake reports what the declaration says of an event; guest.mu is held.
 func (g *guest) needNotWake(x *exchange, ev event, raw []byte) bool {
-	wait, named := g.Wait[x.resource]
-	if !named {
-		wait = g.Wait["*"]
-	}
 	kind := ev.kind()
-	return kind != 0 && (wait&kind != 0 || ev.Refresh || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw))
+	return kind != 0 && (g.MayWait(x.resource)&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw))
+}
+
+// mayKeep reports whether an event need not wake the guest now, and when it does
+// after all; zero: never. guest.mu is held.
+func (g *guest) mayKeep(x *exchange, ev event, raw []byte) (waits bool, due time.Time) {
+	switch {
+	case ev.Refresh:
+		return true, time.Time{}
+	case g.needNotWake(x, ev, raw):
+		return true, time.Now().Add(waitLimit)
+	case g.MayBeLate(x.resource)&ev.kind() != 0:
+		return true, time.Now().Add(lateness)
+	}
+	return false, time.Time{}
 }
 
 // flushWaiting delivers what waited; guest.mu is held.
@@ -701,24 +724,45 @@ func (g *guest) flushWaiting() {
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		g.exchanges[id].flush()
 	}
+	g.nextDue = time.Time{}
 }
 
-// waitingDue is the time until an event has waited for too long.
+// waitingDue is the time until an event has waited for long enough.
 func (g *guest) waitingDue(now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	due := never
 	for _, x := range g.exchanges {
 		for _, w := range x.waiting {
-			if !w.Refresh {
-				due = min(due, w.since.Add(waitLimit).Sub(now))
+			if !w.due.IsZero() {
+				due = min(due, w.due.Sub(now))
 			}
 		}
 	}
 	return due
 }
 
-func (g *guest) waitingTooLong(now time.Time) bool { return g.waitingDue(now) <= 0 }
+// overdue names an event that has waited for long enough; guest.mu is held.
+func (g *guest) overdue(now time.Time) string {
+	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
+		x := g.exchanges[id]
+		for _, w := range x.waiting {
+			if !w.due.IsZero() && !w.due.After(now) {
+				return x.describe(w.event)
+			}
+		}
+	}
+	return "waiting events"
+}
+
+// awaitDue has loop look again when the next event has waited for long enough, if
+// that is earlier than it knows; guest.mu is held.
+func (g *guest) awaitDue(due time.Time) {
+	if g.nextDue.IsZero() || due.Before(g.nextDue) {
+		g.nextDue = due
+		poke(g.notify)
+	}
+}
 
 // noteCause keeps the first reason since the last run; guest.mu is held.
 func (g *guest) noteCause(reason string) {
@@ -764,6 +808,11 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 		g.log.WithField("reason", reason).Debugf("%s, now awake", was)
 	}
 
+	_ = g.step() // if the guest ended, it was seen to
+}
+
+// step runs the guest until it is idle. It is an error if the guest ended instead.
+func (g *guest) step() error {
 	began := time.Now()
 	err := g.inst.Run()
 	g.ranFor += time.Since(began)
@@ -774,9 +823,10 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 		} else {
 			g.fail(runtime.ReasonTrap, err)
 		}
-		return
+		return err
 	}
 	g.park()
+	return nil
 }
 
 // park notes what an idle guest left.
@@ -899,18 +949,33 @@ func (g *guest) fill(inst *runtime.Instance) error {
 	return inst.SetGlobals(head.Globals)
 }
 
+// What may be done before a guest is saved.
+const (
+	asItIs    = false // there is no time for anything
+	collected = true  // its garbage is collected, if there may be much of it
+)
+
 // sleep saves the guest and releases its memory. It returns errBusy where the
 // guest has something to do.
-func (g *guest) sleep() error {
+func (g *guest) sleep(collect bool) error {
 	if g.inst == nil {
 		return nil
+	}
+	if _, err := g.head(); err != nil {
+		return err
+	}
+	if collect {
+		var err error
+		if collect, err = g.collect(); err != nil {
+			return err
+		}
 	}
 	head, err := g.head()
 	if err != nil {
 		return err
 	}
 	began := time.Now()
-	pages, err := g.inst.Dirty()
+	pages, size, err := g.dirty()
 	if err == nil {
 		head.Memory = g.inst.MemorySize()
 		head.Globals, err = g.inst.Globals()
@@ -929,12 +994,15 @@ func (g *guest) sleep() error {
 	if err := g.plane.marks.Clear(g.Name); err != nil {
 		g.log.Warn(err) // the next start is cold, that is all
 	}
-	size := g.plane.store.Size(g.Name)
+	if collect {
+		g.lean = *size
+	}
+	stored := g.plane.store.Size(g.Name)
 	now := time.Now()
 	g.mu.Lock()
 	g.marked = false
 	g.sleptAt = now
-	g.stats.SnapshotBytes = size
+	g.stats.SnapshotBytes = stored
 	g.stats.SnapshotAt = &now
 	g.stats.WrittenBytes += int64(written)
 	if !g.mailbox.Empty() { // needed again while it was saved
@@ -950,6 +1018,34 @@ func (g *guest) sleep() error {
 	g.inst = nil
 	g.log.WithFields(logrus.Fields{"written": written, "took": time.Since(began).Round(10 * time.Microsecond)}).Debug("asleep")
 	return nil
+}
+
+// collect has the guest collect its garbage, if it has grown by much since that was
+// done last: dead objects would be saved, and restored, like any others. It reports
+// whether it was done.
+func (g *guest) collect() (bool, error) {
+	resident, err := g.inst.Resident()
+	if err != nil || resident < g.lean+worthCollecting {
+		return false, err
+	}
+	g.mailbox.Push(abi.FrameCollect, 0, nil)
+	return true, g.step()
+}
+
+// dirty is what is saved of the guest's memory. size is how many bytes the pages have
+// that were gone through last.
+func (g *guest) dirty() (pages iter.Seq2[int, []byte], size *int64, err error) {
+	dirty, err := g.inst.Dirty()
+	size = new(int64)
+	return func(yield func(int, []byte) bool) {
+		*size = 0
+		for k, delta := range dirty {
+			*size += int64(runtime.PageSize)
+			if !yield(k, delta) {
+				return
+			}
+		}
+	}, size, err
 }
 
 // head describes the guest as it is, if it has nothing to do. From here to the
@@ -1045,7 +1141,7 @@ func (g *guest) shutdown() {
 	patience := time.NewTimer(stopPatience)
 	defer patience.Stop()
 	for g.inst != nil {
-		err := g.sleep()
+		err := g.sleep(asItIs)
 		if !errors.Is(err, errBusy) {
 			break
 		}

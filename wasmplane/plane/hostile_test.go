@@ -298,9 +298,9 @@ func TestRoomIsForOne(t *testing.T) {
 func TestBrokenFramesEndOneGuest(t *testing.T) {
 	h := attack(t, "wait", 0, nil)
 	h.until(t, "result", func() bool { return h.came("waits") })
-	h.bad.mailbox.Push(abi.FrameFail+1, 1, []byte("what is this?"))
+	h.bad.mailbox.Push(abi.FrameCollect+1, 1, []byte("what is this?"))
 	h.until(t, "end", func() bool { return h.bad.detail().State == Failed })
-	if d := h.bad.detail(); d.LastError != "exit: mailbox: frame of unknown kind 6" {
+	if d := h.bad.detail(); d.LastError != "exit: mailbox: frame of unknown kind 7" {
 		t.Errorf("ended by %q", d.LastError)
 	}
 	h.until(t, "restart", func() bool { return h.bad.detail().State == Warm })

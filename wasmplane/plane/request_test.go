@@ -482,7 +482,7 @@ func TestEventsThatWaitAreBounded(t *testing.T) {
 // TestHeartbeatsMayWaitForever: nobody is woken for them alone, but for the change
 // before one.
 func TestHeartbeatsMayWaitForever(t *testing.T) {
-	b := newBare(t, controllers.Declaration{}, nil)
+	b := newBare(t, controllers.Declaration{Wait: map[string]controllers.Events{"*": controllers.Modified}}, nil)
 	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
 	if err != nil {
 		t.Fatal(err)
@@ -490,7 +490,9 @@ func TestHeartbeatsMayWaitForever(t *testing.T) {
 	b.exchanges[1] = x
 	due := func(uid string, refresh bool) bool {
 		b.mu.Lock()
-		x.wait(event{Type: "MODIFIED", UID: uid, Refresh: refresh}, []byte("x"))
+		ev := event{Type: "MODIFIED", UID: uid, Refresh: refresh}
+		_, due := b.mayKeep(x, ev, nil)
+		x.wait(ev, []byte("x"), due)
 		b.mu.Unlock()
 		return b.waitingDue(time.Now()) != never
 	}
@@ -499,5 +501,49 @@ func TestHeartbeatsMayWaitForever(t *testing.T) {
 	}
 	if !due("a", false) || !due("a", true) {
 		t.Error("a change may wait forever")
+	}
+}
+
+// TestLateEvents: what may be late wakes the guest in a moment, once for all that came
+// meanwhile, and at once where something else does.
+func TestLateEvents(t *testing.T) {
+	const none = time.Duration(0)
+	b := newBare(t, controllers.Declaration{
+		Wait: map[string]controllers.Events{"*": controllers.Modified},
+		Late: map[string]controllers.Events{"*": controllers.Added | controllers.Modified},
+	}, nil)
+	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.exchanges[1] = x
+	b.state = Asleep
+	take := func(typ, uid, revision string) time.Duration {
+		b.mu.Lock()
+		x.take(event{Type: typ, UID: uid, Name: uid, Revision: revision}, []byte("raw"))
+		b.mu.Unlock()
+		return b.waitingDue(time.Now())
+	}
+	if due := take("MODIFIED", "a", "100"); due <= lateness || due > waitLimit {
+		t.Errorf("due in %s, though it need not wake the guest", due)
+	}
+	first := take("ADDED", "b", "101")
+	if first <= none || first > lateness {
+		t.Errorf("late by %s", first)
+	}
+	if due := take("ADDED", "b", "102"); due > first {
+		t.Errorf("the same object again: late by %s, was %s", due, first)
+	}
+	if due := take("MODIFIED", "b", "103"); due > first {
+		t.Errorf("what need not wake the guest let it wait for %s, was %s", due, first)
+	}
+	if n := b.pushed.Load(); n != 0 {
+		t.Errorf("%d events came at once", n)
+	}
+	if got, want := b.overdue(time.Now().Add(lateness)), "MODIFIED things b"; got != want {
+		t.Errorf("overdue is %q, want %q", got, want)
+	}
+	if due := take("DELETED", "c", "104"); due != never || b.pushed.Load() != 3 || x.delivered != "104" {
+		t.Errorf("%d events with the one that wakes, up to %s; the next in %s", b.pushed.Load(), x.delivered, due)
 	}
 }

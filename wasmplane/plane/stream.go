@@ -60,8 +60,8 @@ type exchange struct {
 type waitingEvent struct {
 	event // the latest of its object
 	raw   []byte
-	joins int // of all events that it stands for
-	since time.Time
+	joins int       // of all events that it stands for
+	due   time.Time // when it wakes the guest after all; zero: never
 }
 
 // newExchange checks a guest's request.
@@ -298,23 +298,27 @@ func (x *exchange) told(ev event, raw []byte, joins int) {
 	x.noteFields(ev, raw)
 }
 
-// wait keeps the latest event of each object; guest.mu is held.
-func (x *exchange) wait(ev event, raw []byte) {
-	since, joins := time.Now(), ev.joins()
+// wait keeps the latest event of each object until the guest wakes, which it does
+// when one is due; guest.mu is held.
+func (x *exchange) wait(ev event, raw []byte, due time.Time) {
+	joins := ev.joins()
 	x.waiting = slices.DeleteFunc(x.waiting, func(w waitingEvent) bool {
-		if w.UID == ev.UID {
-			if !w.Refresh {
-				since = w.since
-				ev.Refresh = false // what it stands for is more than a heartbeat
-			}
-			joins += w.joins
-			x.guest.waitingBytes -= len(w.raw)
-			return true
+		if w.UID != ev.UID {
+			return false
 		}
-		return false
+		if !w.due.IsZero() && (due.IsZero() || w.due.Before(due)) {
+			due = w.due
+		}
+		ev.Refresh = ev.Refresh && w.Refresh // what it stands for may be more than a heartbeat
+		joins += w.joins
+		x.guest.waitingBytes -= len(w.raw)
+		return true
 	})
 	x.guest.waitingBytes += len(raw)
-	x.waiting = append(x.waiting, waitingEvent{event: ev, raw: raw, joins: joins, since: since})
+	x.waiting = append(x.waiting, waitingEvent{event: ev, raw: raw, joins: joins, due: due})
+	if !due.IsZero() {
+		x.guest.awaitDue(due)
+	}
 }
 
 // flush moves waiting events into the mailbox; guest.mu is held.

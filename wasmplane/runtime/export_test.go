@@ -8,3 +8,9 @@ func (m *Mailbox) PushBytes(b []byte) {
 	m.size += len(b)
 	m.signal()
 }
+
+// AppendDelta and ApplyDelta are for tests that make pages themselves.
+var (
+	AppendDelta = appendDelta
+	ApplyDelta  = applyDelta
+)

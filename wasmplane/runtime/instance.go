@@ -68,10 +68,10 @@ type Instance struct {
 	memory   *wasmtime.Memory
 	pump     *wasmtime.Func
 	next     time.Duration // monotonic time of the guest's next timer; less than 0: none
-	image    int64         // bytes of linear memory that the module came with
 	since    time.Time     // when it was idle last, or began to run
 	exited   bool          // proc_exit was called
 	entries  []byte        // room for the page map, see own
+	fresh    *Instance     // that Dirty compares with, until the guest runs again
 	output   output
 	files    map[uint32]*file // open ones, by descriptor
 }
@@ -112,18 +112,25 @@ func (c *Code) Instantiate(config Config) (*Instance, error) {
 		i.Close()
 		return nil, errors.New("instantiating the module: its exports have the wrong types")
 	}
-	i.image = i.MemorySize()
 	return i, nil
 }
 
 // Close frees the guest's memory.
 func (i *Instance) Close() {
+	i.closeFresh()
 	if i.store != nil {
 		i.store.Close()
 		i.store = nil
 		i.code.release()
 	}
 	i.instance, i.memory, i.pump = nil, nil, nil
+}
+
+func (i *Instance) closeFresh() {
+	if i.fresh != nil {
+		i.fresh.Close()
+		i.fresh = nil
+	}
 }
 
 func (i *Instance) resetDeadline() {
@@ -161,6 +168,7 @@ func (i *Instance) Call(export string) error {
 }
 
 func (i *Instance) call(f *wasmtime.Func) error {
+	i.closeFresh()
 	i.code.ticker.enter()
 	defer i.code.ticker.leave()
 	i.resetDeadline()

@@ -2,11 +2,9 @@ package runtime
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"iter"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,23 +20,26 @@ const (
 	pageFile    = 1 << 61 // still the module's image, shared by all guests
 )
 
-// Dirty returns the pages of the linear memory that a fresh instance may not
-// have: each one's index in units of PageSize, and its content, valid until the
-// next step. Pages beyond the module's image that hold nothing but zeros are
-// left out.
+// Dirty returns what the guest's linear memory has that a fresh instance's has not:
+// by the index of each page that differs, in units of PageSize and in ascending order,
+// its delta, valid until the next one is asked for. All is valid until the next step.
 func (i *Instance) Dirty() (iter.Seq2[int, []byte], error) {
 	own, err := i.own()
 	if err != nil {
 		return nil, err
 	}
-	memory := i.Memory()
+	if i.fresh == nil {
+		if i.fresh, err = i.code.Instantiate(i.config); err != nil {
+			return nil, fmt.Errorf("making a guest to compare with: %w", err)
+		}
+	}
+	memory, fresh := i.Memory(), i.fresh.Memory()
 	return func(yield func(int, []byte) bool) {
+		var delta []byte
 		for k := range own {
-			page := memory[k*PageSize : (k+1)*PageSize : (k+1)*PageSize]
-			if int64(k)*int64(PageSize) >= i.image && isZero(page) {
-				continue
-			}
-			if !yield(k, page) {
+			start, end := k*PageSize, (k+1)*PageSize
+			delta = appendDelta(delta[:0], memory[start:end], fresh[min(start, len(fresh)):min(end, len(fresh))])
+			if len(delta) > 0 && !yield(k, delta) {
 				return
 			}
 		}
@@ -58,64 +59,46 @@ func (i *Instance) Resident() (int64, error) {
 	return int64(n) * int64(PageSize), nil
 }
 
-// processVMWritev is replaced in tests.
-var processVMWritev = unix.ProcessVMWritev
-
-// restoreBatch is how many pages Restore writes with one call.
+// restoreBatch is how many pages Restore makes the guest's own with one call.
 const restoreBatch = 64
 
-// Restore writes pages into the linear memory, as Dirty has them: read calls page
-// with each one's index in units of PageSize and its content.
-//
-// The kernel copies them, as from another process: a copy from here would fault at
-// each page, and the faults take several times as long as all the rest, in virtual
-// machines above all.
-func (i *Instance) Restore(read func(page func(index int, b []byte) error) error) error {
+// Restore makes the linear memory what Dirty has seen: read calls page with the index
+// and the delta of each page. The instance must not have run, and is good for nothing
+// after an error.
+func (i *Instance) Restore(read func(page func(index int, delta []byte) error) error) error {
 	memory := i.Memory()
-	base := uintptr(unsafe.Pointer(&memory[0]))
-	batch := make([]byte, 0, restoreBatch*PageSize)
-	var to []unix.RemoteIovec // where its parts belong
-	end := uintptr(0)         // of the last part
+	first := 0     // page of those that are collected, one after the other
+	var ends []int // of their deltas
+	var deltas []byte
 	flush := func() error {
-		if len(batch) == 0 {
-			return nil
+		pages := memory[first*PageSize : (first+len(ends))*PageSize]
+		if len(pages) > 0 {
+			// In one go, and not with a fault for each page, which takes longer than all the
+			// rest, in virtual machines above all. Linux before 5.14 cannot, and faults.
+			_ = unix.Madvise(pages, unix.MADV_POPULATE_WRITE)
 		}
-		from := []unix.Iovec{{Base: &batch[0]}}
-		from[0].SetLen(len(batch))
-		n, err := processVMWritev(os.Getpid(), from, to, 0)
-		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-			// Left out of this kernel, or forbidden to this container.
-			n, err = 0, nil
-			for _, part := range to {
-				n += copy(memory[part.Base-base:][:part.Len], batch[n:])
+		start := 0
+		for k, end := range ends {
+			if err := applyDelta(pages[k*PageSize:(k+1)*PageSize], deltas[start:end]); err != nil {
+				return fmt.Errorf("page %d: %w", first+k, err)
 			}
+			start = end
 		}
-		if err == nil && n < len(batch) {
-			err = unix.EFAULT
-		}
-		if err != nil {
-			return fmt.Errorf("writing to linear memory: %w", err)
-		}
-		batch, to = batch[:0], to[:0]
+		ends, deltas = ends[:0], deltas[:0]
 		return nil
 	}
-	err := read(func(index int, b []byte) error {
-		if index < 0 || index*PageSize+len(b) > len(memory) {
+	err := read(func(index int, delta []byte) error {
+		if index < 0 || index >= len(memory)/PageSize {
 			return fmt.Errorf("page %d is beyond the memory of %d bytes", index, len(memory))
 		}
-		if len(batch)+len(b) > cap(batch) {
+		if index != first+len(ends) || len(ends) == restoreBatch {
 			if err := flush(); err != nil {
 				return err
 			}
+			first = index
 		}
-		batch = append(batch, b...)
-		at := base + uintptr(index*PageSize)
-		if len(to) > 0 && at == end {
-			to[len(to)-1].Len += len(b)
-		} else {
-			to = append(to, unix.RemoteIovec{Base: at, Len: len(b)})
-		}
-		end = at + uintptr(len(b))
+		deltas = append(deltas, delta...)
+		ends = append(ends, len(deltas))
 		return nil
 	})
 	if err != nil {
@@ -144,14 +127,4 @@ func (i *Instance) own() (iter.Seq[int], error) {
 			}
 		}
 	}, nil
-}
-
-// isZero compares eight bytes at a time; pages are aligned and a multiple of it.
-func isZero(page []byte) bool {
-	for _, w := range unsafe.Slice((*uint64)(unsafe.Pointer(&page[0])), len(page)/8) {
-		if w != 0 {
-			return false
-		}
-	}
-	return true
 }

@@ -1,7 +1,7 @@
 // Package snapshot keeps sleeping guests on disk, in a bbolt database.
 //
 // A snapshot is what a guest has that a fresh instance of its module has not:
-// the pages it wrote to, its globals, and what the plane must know to wake it.
+// how its pages differ, its globals, and what the plane must know to wake it.
 //
 //	meta
 //	  version    Version, decimal
@@ -15,7 +15,8 @@
 //	      INDEX  hash (8 bytes), mask (2 bytes), pages compressed with S2
 //
 // INDEX is a big-endian uint32 that counts groups of groupPages pages; bit k of
-// mask says that the group's page k is there. Hashes are xxHash64 of what
+// mask says that something of the group's page k is there: its length (uvarint) and
+// so many bytes, which mean nothing here. Hashes are xxHash64 of what
 // follows them, before compression, with the key in front, so that an entry
 // cannot be taken for another. Pages that did not change since the last save are
 // recognised by their hash and not written again.
@@ -37,6 +38,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,11 +49,14 @@ import (
 )
 
 // Version of the format.
-const Version = "1"
+const Version = "2"
 
 // groupPages is how many pages are compressed, and written, together. More
 // compress better, fewer rewrite less around a changed page.
-const groupPages = 4
+const groupPages = 16
+
+// maxPart is how much there may be of a page, in pages.
+const maxPart = 2
 
 // partBytes is how many bytes of groups one transaction takes; bbolt holds them
 // twice until it has committed.
@@ -298,8 +303,8 @@ func (s *Store) Close() error {
 	return s.db.Close()
 }
 
-// Save replaces a guest's snapshot. Of pages, which yields indexes in ascending
-// order, only those that changed are written. It returns when they are on disk,
+// Save replaces a guest's snapshot. pages yields what there is of each page, with
+// indexes in ascending order; only what changed is written. It returns when it is on disk,
 // with the number of bytes that were given to the database. Saves of several
 // goroutines share commits. pages may be called more than once.
 //
@@ -386,14 +391,13 @@ type writer struct {
 
 	index  uint32 // of the group under way
 	mask   uint16
-	raw    []byte // its pages
+	raw    []byte // what there is of its pages
 	packed []byte // the same, compressed
 }
 
 // part goes on with a save until it is done or has written enough bytes.
 func (w *writer) part(pages iter.Seq2[int, []byte], enough int) error {
 	enough += w.written
-	w.raw = make([]byte, 0, groupPages*w.pageSize)
 	stale := map[string]bool{}
 	cursor := w.bucket.Cursor()
 	for k, _ := cursor.Seek(groupKey(w.from)); k != nil; k, _ = cursor.Next() {
@@ -414,9 +418,12 @@ func (w *writer) part(pages iter.Seq2[int, []byte], enough int) error {
 				break
 			}
 		}
+		if len(page) > maxPart*w.pageSize {
+			return fmt.Errorf("%d bytes of page %d", len(page), k)
+		}
 		w.index = index
 		w.mask |= 1 << (k % groupPages)
-		w.raw = append(w.raw, page...)
+		w.raw = append(binary.AppendUvarint(w.raw, uint64(len(page))), page...)
 	}
 	if w.mask != 0 {
 		if err := w.flush(stale); err != nil {
@@ -512,8 +519,8 @@ func decodeHead(name string, b []byte) (Head, error) {
 	return head, nil
 }
 
-// Load calls page with each page of a guest's snapshot; b is valid during the
-// call. When it returns ErrDamaged, pages may already have been delivered.
+// Load calls page with what Save was given of each page of a guest; b is valid during
+// the call. When it returns ErrDamaged, pages may already have been delivered.
 func (s *Store) Load(name string, page func(index int, b []byte) error) (head Head, err error) {
 	defer faultToError(&err)()
 	err = s.db.View(func(tx *bbolt.Tx) error {
@@ -536,22 +543,20 @@ func (s *Store) read(tx *bbolt.Tx, name string, page func(index int, b []byte) e
 		return Head{}, fmt.Errorf("%w: no pages", ErrDamaged)
 	}
 	groups, sum := 0, uint64(0)
-	raw := make([]byte, groupPages*s.pageSize)
+	var g group
 	err = pages.ForEach(func(k, v []byte) error {
-		index, mask, b, hash, err := decodeGroup(k, v, raw, s.pageSize)
-		if err != nil {
+		if err := g.decode(k, v, s.pageSize); err != nil {
 			return fmt.Errorf("%w: group %.8x: %w", ErrDamaged, k, err)
 		}
 		groups++
-		sum += hash
-		for n := range groupPages {
-			if mask&(1<<n) == 0 {
+		sum += g.hash
+		for k, b := range g.pages {
+			if b == nil {
 				continue
 			}
-			if err := page(index*groupPages+n, b[:s.pageSize]); err != nil {
+			if err := page(g.index*groupPages+k, b); err != nil {
 				return err
 			}
-			b = b[s.pageSize:]
 		}
 		reached("load: group read")
 		return nil
@@ -565,35 +570,49 @@ func (s *Store) read(tx *bbolt.Tx, name string, page func(index int, b []byte) e
 	return head, nil
 }
 
-// decodeGroup decodes one entry into raw.
-func decodeGroup(k, v, raw []byte, pageSize int) (index int, mask uint16, pages []byte, hash uint64, err error) {
+// group is a decoded entry.
+type group struct {
+	index int
+	hash  uint64
+	pages [groupPages][]byte // parts of raw; nil: not there
+	raw   []byte
+}
+
+// decode decodes an entry. What g held before is no longer valid.
+func (g *group) decode(k, v []byte, pageSize int) error {
 	if len(k) != 4 || len(v) < hashSize+maskSize {
-		return 0, 0, nil, 0, errors.New("too short")
+		return errors.New("too short")
 	}
-	hash = binary.LittleEndian.Uint64(v)
-	mask = binary.LittleEndian.Uint16(v[hashSize:])
-	want := 0
-	for n := range 16 {
-		if mask&(1<<n) == 0 {
+	g.index, g.hash = int(binary.BigEndian.Uint32(k)), binary.LittleEndian.Uint64(v)
+	mask := binary.LittleEndian.Uint16(v[hashSize:])
+	packed := v[hashSize+maskSize:]
+	n, err := s2.DecodedLen(packed)
+	if most := groupPages * (binary.MaxVarintLen32 + maxPart*pageSize); err != nil || n > most {
+		return fmt.Errorf("unpacks to %d bytes, at most %d are possible", n, most)
+	}
+	g.raw = slices.Grow(g.raw[:0], n)
+	if g.raw, err = s2.Decode(g.raw[:n], packed); err != nil {
+		return err
+	}
+	if groupHash(k, mask, g.raw) != g.hash {
+		return errors.New("wrong hash")
+	}
+	rest := g.raw
+	for k := range g.pages {
+		g.pages[k] = nil
+		if mask&(1<<k) == 0 {
 			continue
 		}
-		if n >= groupPages {
-			return 0, 0, nil, 0, errors.New("mask has too many bits")
+		length, n := binary.Uvarint(rest)
+		if n <= 0 || length > uint64(len(rest)-n) {
+			return fmt.Errorf("page %d is cut off", k)
 		}
-		want += pageSize
+		g.pages[k], rest = rest[n:n+int(length):n+int(length)], rest[n+int(length):]
 	}
-	packed := v[hashSize+maskSize:]
-	if n, err := s2.DecodedLen(packed); err != nil || n != want {
-		return 0, 0, nil, 0, fmt.Errorf("unpacks to %d bytes, should be %d", n, want)
+	if len(rest) > 0 {
+		return fmt.Errorf("%d bytes are left over", len(rest))
 	}
-	pages, err = s2.Decode(raw, packed)
-	if err != nil {
-		return 0, 0, nil, 0, err
-	}
-	if groupHash(k, mask, pages) != hash {
-		return 0, 0, nil, 0, errors.New("wrong hash")
-	}
-	return int(binary.BigEndian.Uint32(k)), mask, pages, hash, nil
+	return nil
 }
 
 // Drop removes a guest's snapshot, if it has one.

@@ -186,7 +186,7 @@ func deeds() []deed {
 	add("save a guest whose pages all changed", do, then)
 	do, then = save("guest", saved{newSaved(22, 0).head, guest.pages})
 	add("save a guest that did not change", do, then)
-	do, then = save("small", newSaved(23, 200))
+	do, then = save("small", newSaved(23, 1000))
 	add("save a guest that grew", do, then)
 	head := newSaved(24, 0).head
 	add("save a head", func(s *Store) error {

@@ -2,7 +2,7 @@ package overlay
 
 // Patch replaces one piece of text in one file of upstream.
 type Patch struct {
-	Module string // module path
+	Module string // module path, or std
 	File   string // path of the file in the module
 	Old    string // must occur exactly once
 	New    string
@@ -68,6 +68,41 @@ var Patches = []Patch{
 		New: "",
 		Reason: "It watches the files of the signing keys, and looks at them each minute where it cannot. " +
 			"The files of a guest are those it was started with.",
+	},
+	// What follows is about memory that Go's runtime writes to: each page of it becomes
+	// a page of the guest's own, and a part of its snapshot.
+	{
+		Module: std,
+		File:   "runtime/runtime1.go",
+		Old:    "{name: \"clobberfree\", value: &debug.clobberfree},",
+		New:    "{name: \"clobberfree\", value: &debug.clobberfree, def: 1},",
+		Reason: "An aid of debugging that overwrites dead objects. With the next patch they become zeros, which take " +
+			"no space in a snapshot.",
+	},
+	{
+		Module: std,
+		File:   "runtime/mgcsweep.go",
+		Old: `	for i := uintptr(0); i < size; i += 4 {
+		*(*uint32)(add(x, i)) = 0xdeadbeef
+	}
+`,
+		New:    "	memclrNoHeapPointers(x, size)\n",
+		Reason: "See above.",
+	},
+	{
+		Module: std,
+		File:   "runtime/mspanset.go",
+		Old:    "spanSetBlockEntries = 512 ",
+		New:    "spanSetBlockEntries = 32 ",
+		Reason: "Each of 544 lists of spans has a block of 4.5 KiB, most with few entries. Each collection goes through " +
+			"all lists, and would give a guest two pages of its own for each.",
+	},
+	{
+		Module: std,
+		File:   "runtime/mspanset.go",
+		Old:    "spanSetInitSpineCap = 256 ",
+		New:    "spanSetInitSpineCap = 16 ",
+		Reason: "The same for their 2 KiB of pointers to blocks. They grow when they must.",
 	},
 }
 
@@ -206,6 +241,9 @@ var Packages = []Package{
 }
 
 const kubernetes = "k8s.io/kubernetes"
+
+// std stands for Go's standard library, which is no module.
+const std = "std"
 
 // Forbidden are packages that must not become part of a guest, with the reason.
 var Forbidden = map[string]string{

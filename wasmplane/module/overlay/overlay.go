@@ -6,7 +6,8 @@
 //
 // go build refuses to overlay files in the module cache. Each module with a
 // difference is therefore reached through a symbolic link, by a replace
-// directive in a copy of go.mod, and the overlay names files below that link.
+// directive in a copy of go.mod, and the overlay names files below that link. Files
+// of Go's standard library can be named where they are.
 package overlay
 
 import (
@@ -78,6 +79,9 @@ func Prepare(ctx context.Context, root, out string) ([]string, error) {
 			return nil, err
 		}
 		sources[module] = source
+		if module == std {
+			continue // go build overlays its files where they are
+		}
 		link := filepath.Join(out, "src", module)
 		if err := symlink(source, link); err != nil {
 			return nil, err
@@ -156,7 +160,12 @@ func (o *overlay) apply() error {
 }
 
 // path is where go build sees a file.
-func (o *overlay) path(module, file string) string { return filepath.Join(o.out, "src", module, file) }
+func (o *overlay) path(module, file string) string {
+	if module == std {
+		return filepath.Join(o.sources[std], file)
+	}
+	return filepath.Join(o.out, "src", module, file)
+}
 
 // read returns a file as it is so far.
 func (o *overlay) read(module, file string) ([]byte, error) {
@@ -213,6 +222,10 @@ func (o *overlay) replacePackage(p Package) error {
 
 // moduleDir returns where the source of a module lies, downloading it if needed.
 func moduleDir(ctx context.Context, root, module string) (string, error) {
+	if module == std {
+		goroot, err := goTool(ctx, root, "env", "GOROOT")
+		return filepath.Join(strings.TrimSpace(string(goroot)), "src"), err
+	}
 	b, err := goTool(ctx, root, "mod", "download", "-json", module)
 	if err != nil {
 		return "", err

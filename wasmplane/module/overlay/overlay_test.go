@@ -36,8 +36,16 @@ func TestPrepare(t *testing.T) {
 	if err := json.Unmarshal(b, &o); err != nil {
 		t.Fatal(err)
 	}
+	goroot, err := moduleDir(context.Background(), root, std)
+	if err != nil {
+		t.Fatal(err)
+	}
 	read := func(module, file string) string {
-		b, err := os.ReadFile(o.Replace[filepath.Join(out, "src", module, file)])
+		from := filepath.Join(out, "src", module, file)
+		if module == std {
+			from = filepath.Join(goroot, file)
+		}
+		b, err := os.ReadFile(o.Replace[from])
 		if err != nil {
 			t.Fatal(err)
 		}
