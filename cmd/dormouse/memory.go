@@ -15,11 +15,13 @@ const (
 	// settled is how long after the start what only the start needed is given back. By then the controllers
 	// have seen the cluster and gone to sleep.
 	settled = 15 * time.Second
-	// returnEvery and worthReturning say how often it is looked whether memory has grown by so much that it is
-	// worth a garbage collection to give it back: after a burst of work. Go itself gives back what lies far
-	// above its target, and keeps the rest for good. An idle server leaves less lying about in that time.
+	// returnEvery is how often it is looked whether memory has grown by so much that it is worth a garbage
+	// collection to give it back: by worthReturning bytes after a minute, half of it after two, and so on. Go
+	// itself gives back what lies far above its target, and keeps the rest for good. A burst of work is gone
+	// after a minute or two; an idle server collects its garbage each four minutes, which takes it a tenth of
+	// a second.
 	returnEvery    = time.Minute
-	worthReturning = 12 << 20
+	worthReturning = 40 << 20
 )
 
 // memoryKeeper keeps the process small. Who sets GOGC decides for himself, and gets none.
@@ -43,7 +45,7 @@ func (k memoryKeeper) run(ctx context.Context) {
 	}
 	ticker := time.NewTicker(settled)
 	defer ticker.Stop()
-	var least uint64 // after memory was given back last
+	var least, minutes uint64 // what there was, and how long ago, when memory was given back last
 	for first := true; ; first = false {
 		select {
 		case <-ticker.C:
@@ -54,9 +56,9 @@ func (k memoryKeeper) run(ctx context.Context) {
 		if first {
 			shrinkStacks()
 		}
-		if first || goMemory() > least+worthReturning {
+		if minutes++; first || goMemory() > least+worthReturning/minutes {
 			debug.FreeOSMemory()
-			least = goMemory()
+			least, minutes = goMemory(), 0
 		}
 		trimMalloc()
 	}

@@ -399,6 +399,11 @@ var wakings = map[string][]waking{
 		{object: &appsv1.ReplicaSet{}},
 		{object: &appsv1.StatefulSet{}},
 		{object: &policyv1.PodDisruptionBudget{}},
+		// With no pod to place, all it does with events is to keep what it knows up to date.
+		{object: &corev1.Node{}, none: []string{"pods"}},
+		{object: &corev1.PersistentVolume{}, none: []string{"pods"}},
+		{object: pod(), none: []string{"pods"}},
+		{object: &corev1.Pod{}, wakes: every, none: []string{"pods"}},
 	},
 }
 
@@ -442,20 +447,26 @@ func wakes(t *testing.T, d controllers.Declaration, resource string, object apiO
 			return false
 		}
 	}
-	fields, ruled := d.Having[resource]
-	if !ruled {
-		return true
-	}
 	encoded, err := object.Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.ContainsFunc(fields, func(f controllers.Field) bool { return has(t, encoded, f.Path, f.Value) })
+	is := func(f controllers.Field) bool {
+		return f.Absent != has(t, encoded, f.Path, func(content []byte) bool {
+			return f.Absent && len(content) > 0 || !f.Absent && (f.Value == "" || f.Value == string(content))
+		})
+	}
+	for other, fields := range d.Purpose {
+		if slices.Contains(none, other) && (other != resource || !slices.ContainsFunc(fields, is)) {
+			return false
+		}
+	}
+	fields, ruled := d.Having[resource]
+	return !ruled || slices.ContainsFunc(fields, is)
 }
 
-// has reports whether an encoded message has a field, with a value unless that is
-// empty.
-func has(t *testing.T, message []byte, path []int, value string) bool {
+// has reports whether an encoded message has a field with some content.
+func has(t *testing.T, message []byte, path []int, is func(content []byte) bool) bool {
 	for len(message) > 0 {
 		number, typ, n := protowire.ConsumeTag(message)
 		if n < 0 {
@@ -474,7 +485,7 @@ func has(t *testing.T, message []byte, path []int, value string) bool {
 		if typ == protowire.BytesType {
 			content, _ = protowire.ConsumeBytes(field)
 		}
-		if len(path) == 1 && (value == "" || string(content) == value) || len(path) > 1 && has(t, content, path[1:], value) {
+		if len(path) == 1 && is(content) || len(path) > 1 && has(t, content, path[1:], is) {
 			return true
 		}
 	}

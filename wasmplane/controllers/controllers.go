@@ -48,6 +48,9 @@ type Declaration struct {
 	// Having names resources of which an object concerns the controller only if it
 	// has one of these fields.
 	Having map[string][]Field
+	// Purpose, if not empty, names resources in the same way: while the controller knows
+	// no such object, the events of others wait, too, and its timers rest.
+	Purpose map[string][]Field
 	// Without names resources whose objects concern the controller only while it
 	// knows an object of one of these other resources.
 	Without map[string][]string
@@ -92,6 +95,8 @@ type Field struct {
 	Path []int
 	// Value, if not empty, is what the field, a string, has to be.
 	Value string
+	// Absent turns it around: the field must not be there, or be empty.
+	Absent bool
 }
 
 // Heartbeat makes the slack of timers conditional: it holds while every object

@@ -7,11 +7,9 @@ const (
 )
 
 // podsWithAddress are pods that can be an endpoint. One that has no address yet is
-// left out of the endpoints of its services.
-var podsWithAddress = []Field{
-	{Name: "status.podIP", Path: []int{3, 6}},
-	{Name: "status.podIPs", Path: []int{3, 12}},
-}
+// left out of the endpoints of its services. (status.podIP, its first address, is
+// there even if it is empty.)
+var podsWithAddress = []Field{{Name: "status.podIPs", Path: []int{3, 12}}}
 
 var endpoints = Declaration{
 	Name:      EndpointsController,

@@ -27,6 +27,8 @@ var scheduler = Declaration{
 		"statefulsets.apps":           Any,
 		"poddisruptionbudgets.policy": Any,
 	},
+	// As long as every pod has its node there is nothing to do.
+	Purpose: map[string][]Field{"pods": {{Name: "spec.nodeName", Path: []int{2, 10}, Absent: true}}},
 	// It looks each second for pods whose back-off is over, which ends in less time
 	// than the slack needs to begin; and each 30 seconds for pods that have been
 	// unschedulable for 5 minutes, in case that it missed why they are no longer.

@@ -81,7 +81,7 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		{"byte missing", append(b[:99:99], b[100:]...), ErrInvalid, "bytes of code"},
 		{"metadata", edit(`{"format"`, `["format"`), ErrInvalid, "metadata"},
 		{"format", edit(`"format":2`, `"format":3`), ErrVersion, "format 3"},
-		{"wire format", edit(`"abi":1`, `"abi":9`), ErrVersion, "wire format 9"},
+		{"wire format", edit(`"abi":2`, `"abi":9`), ErrVersion, "wire format 9"},
 		{"wasmtime", edit(WasmtimeVersion, strings.Repeat("1", len(WasmtimeVersion))), ErrVersion, "wasmtime 1"},
 		{"a bit of the code", edit("\x7fELF", "\x7fELG"), ErrInvalid, "wrong checksum"},
 		{"other code", other, ErrInvalid, "Unsupported ELF header"},

@@ -220,8 +220,8 @@ func (g *guest) digest(start abi.Start) (string, error) {
 	for _, path := range slices.Sorted(maps.Keys(g.files)) {
 		fmt.Fprintf(h, "%q%q", path, g.files[path])
 	}
-	if len(g.Having) > 0 {
-		_ = json.NewEncoder(h).Encode(g.Having) // plain data, in a fixed order
+	for _, fields := range []map[string][]controllers.Field{g.Having, g.Purpose} {
+		_ = json.NewEncoder(h).Encode(fields) // plain data, in a fixed order
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }
@@ -699,7 +699,8 @@ func (g *guest) mayWait(ev event) bool {
 // needNotWake reports what the declaration says of an event; guest.mu is held.
 func (g *guest) needNotWake(x *exchange, ev event, raw []byte) bool {
 	kind := ev.kind()
-	return kind != 0 && (g.MayWait(x.resource)&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw))
+	return kind != 0 && (g.MayWait(x.resource)&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw) ||
+		g.servesNothing(x, ev, raw))
 }
 
 // mayKeep reports whether an event need not wake the guest now, and when it does

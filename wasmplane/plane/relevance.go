@@ -39,7 +39,50 @@ func (g *guest) ownedByOthers(x *exchange, ev event) bool {
 // concerns the guest.
 func (x *exchange) lacksFields(ev event, raw []byte) bool {
 	declared, ruled := x.guest.Having[x.resource]
-	return ruled && x.having != nil && !x.having[xxhash.Sum64String(ev.UID)] && !mayHave(raw, declared)
+	return ruled && x.lacks(declared, ev, raw)
+}
+
+func (x *exchange) lacks(declared []controllers.Field, ev event, raw []byte) bool {
+	return x.having != nil && !x.having[xxhash.Sum64String(ev.UID)] && !mayHave(raw, declared)
+}
+
+// fields are what exchange.having is about.
+func (x *exchange) fields() (declared []controllers.Field, ruled bool) {
+	if declared, ruled = x.guest.Having[x.resource]; !ruled {
+		declared, ruled = x.guest.Purpose[x.resource]
+	}
+	return declared, ruled
+}
+
+// servesNothing reports whether an event has no part in the guest's purpose, of which
+// the guest knows no object either; guest.mu is held.
+func (g *guest) servesNothing(x *exchange, ev event, raw []byte) bool {
+	if len(g.Purpose) == 0 {
+		return false
+	}
+	declared, ruled := g.Purpose[x.resource]
+	return (!ruled || x.lacks(declared, ev, raw)) && !g.hasPurpose()
+}
+
+// hasPurpose reports whether the guest may know an object that is its purpose;
+// guest.mu is held.
+func (g *guest) hasPurpose() bool {
+	for resource := range g.Purpose {
+		watched := false
+		for _, x := range g.exchanges {
+			if !x.watch || x.resource != resource {
+				continue
+			}
+			if !x.settled || x.having == nil || len(x.having) > 0 {
+				return true
+			}
+			watched = true
+		}
+		if !watched {
+			return true
+		}
+	}
+	return false
 }
 
 // noteFields notes whether the guest was told of an object with a declared field;
@@ -49,7 +92,7 @@ func (x *exchange) noteFields(ev event, raw []byte) {
 		return
 	}
 	uid := xxhash.Sum64String(ev.UID)
-	if ev.kind() != controllers.Deleted && mayHave(raw, x.guest.Having[x.resource]) {
+	if declared, _ := x.fields(); ev.kind() != controllers.Deleted && mayHave(raw, declared) {
 		x.having[uid] = true
 	} else {
 		delete(x.having, uid)
@@ -58,7 +101,7 @@ func (x *exchange) noteFields(ev event, raw []byte) {
 
 // resumeFields takes over which objects the guest knows with a declared field.
 func (x *exchange) resumeFields(uids []uint64) {
-	if _, ruled := x.guest.Having[x.resource]; !ruled || uids == nil {
+	if _, ruled := x.fields(); !ruled || uids == nil {
 		return
 	}
 	x.having = map[uint64]bool{}
@@ -88,24 +131,38 @@ func mayHave(raw []byte, declared []controllers.Field) bool {
 		if len(f.Path) == 0 || kind == metadataKind && f.Path[0] != objectMetadata {
 			return true
 		}
-		has, err := hasField(object, f.Path, f.Value)
-		return has || err != nil
+		has, err := hasField(object, f.Path, counts(f))
+		return has != f.Absent || err != nil
 	})
 }
 
+// counts returns what says of a field with the declared numbers whether it is the
+// declared one. An empty one is, as it may be a message, but not in place of one that
+// is to be absent: text is in the encoding even if it is empty.
+func counts(f controllers.Field) func(fieldValue) bool {
+	return func(v fieldValue) bool {
+		switch {
+		case f.Absent:
+			return len(v.value) > 0
+		case f.Value != "":
+			return v.typ == protowire.BytesType && string(v.value) == f.Value
+		}
+		return true
+	}
+}
+
 // hasField reports whether a message has a field, given by the numbers on the way to
-// it. A value, if not empty, is what the field has to be, as a string. A field that
-// is there and empty counts: it may be a message.
-func hasField(b []byte, path []int, value string) (has bool, err error) {
+// it, that is as it has to be.
+func hasField(b []byte, path []int, is func(fieldValue) bool) (has bool, err error) {
 	inner := eachField(b, func(f fieldValue) {
 		if int(f.number) != path[0] || has || err != nil {
 			return
 		}
 		switch {
 		case len(path) == 1:
-			has = value == "" || f.typ == protowire.BytesType && string(f.value) == value
+			has = is(f)
 		case f.typ == protowire.BytesType:
-			has, err = hasField(f.value, path[1:], value)
+			has, err = hasField(f.value, path[1:], is)
 		}
 	})
 	return has, firstError(inner, err)
@@ -122,7 +179,9 @@ func (g *guest) lacksOthers(x *exchange) bool {
 // timersRest reports whether the timers of the guest have nothing to do, as it knows
 // no object of those that they are for; guest.mu is held. An object that appears
 // wakes the guest, which then finds its timers overdue.
-func (g *guest) timersRest() bool { return len(g.TimersFor) > 0 && g.knowsNone(g.TimersFor) }
+func (g *guest) timersRest() bool {
+	return len(g.TimersFor) > 0 && g.knowsNone(g.TimersFor) || len(g.Purpose) > 0 && !g.hasPurpose()
+}
 
 // knowsNone reports whether the guest surely knows no object of any of these
 // resources: it watches each, and was told of none that is still there. guest.mu is

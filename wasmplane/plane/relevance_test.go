@@ -394,6 +394,7 @@ var (
 	balanced  = controllers.Field{Name: "spec.type", Path: []int{2, 4}, Value: "LoadBalancer"}
 	ephemeral = controllers.Field{Name: "spec.volumes.ephemeral", Path: []int{2, 1, 2, 29}}
 	finalizer = controllers.Field{Name: "metadata.finalizers", Path: []int{1, 14}, Value: "example.com/x"}
+	unbound   = controllers.Field{Name: "spec.nodeName", Path: []int{2, 10}, Absent: true}
 	ttl       = controllers.Field{Name: "spec.ttlSecondsAfterFinished", Path: []int{2, 8}}
 )
 
@@ -450,6 +451,10 @@ func TestHaving(t *testing.T) {
 		"metadata, can tell":      {[]controllers.Field{finalizer}, frame("ADDED", &metav1.PartialObjectMetadata{ObjectMeta: meta("a", 5)}), false},
 		"metadata, has it":        {[]controllers.Field{finalizer}, frame("ADDED", &metav1.PartialObjectMetadata{ObjectMeta: finalized("example.com/x").ObjectMeta}), true},
 		"JSON":                    {[]controllers.Field{balanced}, []byte(object("ADDED", "a", "5", nil)), true},
+		"absent":                  {[]controllers.Field{unbound}, frame("ADDED", bound("")), true},
+		"absent, but is there":    {[]controllers.Field{unbound}, frame("ADDED", bound("node")), false},
+		"absent, no message":      {[]controllers.Field{unbound}, frame("ADDED", job(nil)), true},
+		"absent, cannot tell":     {[]controllers.Field{unbound}, frame("ADDED", &metav1.PartialObjectMetadata{ObjectMeta: meta("a", 5)}), true},
 		"no path":                 {[]controllers.Field{{}}, frame("ADDED", service("ClusterIP")), true},
 		"no fields":               {nil, frame("ADDED", service("ClusterIP")), false},
 	} {
@@ -509,6 +514,53 @@ func TestFieldThatGoes(t *testing.T) {
 	}
 	if len(x.having) != 0 {
 		t.Errorf("%v are kept", x.having)
+	}
+}
+
+func bound(node string) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: meta("a", 5), Spec: corev1.PodSpec{NodeName: node}}
+}
+
+// TestPurpose: while there is a pod without a node everything wakes the guest, and
+// its timers run; otherwise only such a pod does.
+func TestPurpose(t *testing.T) {
+	s := newSleeper(t, controllers.Declaration{Purpose: map[string][]controllers.Field{"pods": {unbound}}})
+	nodes := s.watch("/api/v1/nodes")
+	if !s.wakes(nodes, frame("ADDED", &corev1.Node{ObjectMeta: meta("n", 5)})) {
+		t.Error("nobody knows whether there is a pod, as they are not watched")
+	}
+	pods := s.watch("/api/v1/pods")
+	other := bound("node")
+	other.UID = "other"
+	for k, step := range []struct {
+		x     *exchange
+		raw   []byte
+		wakes bool
+		rest  bool // afterwards
+	}{
+		{nodes, frame("MODIFIED", &corev1.Node{ObjectMeta: meta("n", 5)}), false, true},
+		{pods, frame("ADDED", bound("node")), false, true},
+		{pods, frame("DELETED", bound("node")), false, true},
+		{pods, frame("ADDED", bound("")), true, false},
+		{nodes, frame("MODIFIED", &corev1.Node{ObjectMeta: meta("n", 5)}), true, false},
+		{pods, frame("ADDED", other), true, false},
+		{pods, frame("MODIFIED", bound("node")), true, true},
+		{pods, frame("MODIFIED", bound("node")), false, true},
+		{nodes, frame("DELETED", &corev1.Node{ObjectMeta: meta("n", 5)}), false, true},
+	} {
+		if got := s.wakes(step.x, step.raw); got != step.wakes {
+			t.Errorf("step %d wakes: %v", k, got)
+		}
+		s.mu.Lock()
+		if got := s.timersRest(); got != step.rest {
+			t.Errorf("after step %d the timers rest: %v", k, got)
+		}
+		s.mu.Unlock()
+	}
+	unknown := s.watch("/api/v1/pods")
+	unknown.having = nil
+	if !s.wakes(nodes, frame("MODIFIED", &corev1.Node{ObjectMeta: meta("n", 5)})) {
+		t.Error("nobody knows whether there is a pod")
 	}
 }
 
@@ -609,7 +661,7 @@ func FuzzHasField(f *testing.F) {
 			}
 		})
 		path := []int{int(first), int(second)}
-		has, gotErr := hasField(b, path, value)
+		has, gotErr := hasField(b, path, counts(controllers.Field{Value: value}))
 		if err == nil && gotErr != nil {
 			t.Fatal(gotErr)
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/bits"
+	"unsafe"
 )
 
 // A delta is how a page differs from the same page of a fresh instance. Most pages
@@ -26,30 +27,35 @@ var errDelta = errors.New("the difference of a page makes no sense")
 // appendDelta appends to b how page differs from fresh, which is as long or empty: then
 // it stands for zeros. It appends nothing if it does not.
 func appendDelta(b, page, fresh []byte) []byte {
-	differs := func(at int) bool {
-		word := binary.LittleEndian.Uint64(page[at:])
-		if len(fresh) > 0 {
-			word ^= binary.LittleEndian.Uint64(fresh[at:])
-		}
-		return word != 0
+	if len(fresh) == 0 {
+		fresh = zeros[:len(page)]
 	}
+	words, was := wordsOf(page), wordsOf(fresh)
 	done := 0
-	for at := 0; at < len(page); at += wordSize {
-		if !differs(at) {
+	for at := 0; at < len(words); at++ {
+		if words[at] == was[at] {
 			continue
 		}
-		end := at + wordSize
-		for next := end; next < len(page) && next < end+sameWords*wordSize; next += wordSize {
-			if differs(next) {
-				end = next + wordSize
+		end := at + 1
+		for next := end; next < len(words) && next < end+sameWords; next++ {
+			if words[next] != was[next] {
+				end = next + 1
 			}
 		}
-		b = binary.AppendUvarint(b, uint64(at-done)/wordSize)
-		b = binary.AppendUvarint(b, uint64(end-at)/wordSize)
-		b = append(b, page[at:end]...)
-		done, at = end, end-wordSize
+		b = binary.AppendUvarint(b, uint64(at-done))
+		b = binary.AppendUvarint(b, uint64(end-at))
+		b = append(b, page[at*wordSize:end*wordSize]...)
+		done, at = end, end
 	}
 	return b
+}
+
+// zeros is the page of an instance's memory that its module does not fill.
+var zeros = make([]byte, PageSize)
+
+// wordsOf is the same memory. Pages are aligned, and a whole number of words.
+func wordsOf(page []byte) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(page))), len(page)/wordSize)
 }
 
 // applyDelta makes of the page of a fresh instance the one that delta was made of.

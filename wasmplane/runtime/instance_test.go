@@ -585,7 +585,7 @@ func TestUnload(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ wat, want string }{
-		"another version": {`(module (memory (export "memory") 1) (func (export "dormouse_pump")))`, "version 1"},
+		"another version": {`(module (memory (export "memory") 1) (func (export "dormouse_pump")))`, "version 2"},
 		"no pump":         {`(module (memory (export "memory") 1) (func (export "dormouse_abi_2")))`, "dormouse_pump"},
 		"no memory":       {`(module (func (export "dormouse_pump")) (func (export "dormouse_abi_2")))`, "memory"},
 		"another import":  {`(module (import "env" "system" (func)) (memory (export "memory") 1) (func (export "dormouse_pump")) (func (export "dormouse_abi_2")))`, "env.system"},

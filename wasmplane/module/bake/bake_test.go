@@ -23,7 +23,7 @@ const program = `(module
 	(global $constant i32 (i32.const 5))
 	(global $big (mut i64) (i64.const 1))
 	(global $small (mut i32) (i32.const -1))
-	(func (export "dormouse_abi_1"))
+	(func (export "dormouse_abi_2"))
 	(func (export "_initialize")
 		(drop (memory.grow (i32.const 2)))
 		(drop (call $clock (i32.const 1) (i64.const 0) (i32.const 100000)))

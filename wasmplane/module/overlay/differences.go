@@ -1,5 +1,10 @@
 package overlay
 
+import (
+	"path"
+	"slices"
+)
+
 // Patch replaces one piece of text in one file of upstream.
 type Patch struct {
 	Module string // module path, or std
@@ -11,7 +16,9 @@ type Patch struct {
 
 // Patches are all the patches, in no particular order. They are applied before
 // anything else.
-var Patches = []Patch{
+var Patches = append(patches, unregistered(unused, unusedReviews)...)
+
+var patches = []Patch{
 	{
 		Module: "k8s.io/client-go",
 		File:   "util/workqueue/delaying_queue.go",
@@ -69,6 +76,54 @@ var Patches = []Patch{
 		Reason: "It watches the files of the signing keys, and looks at them each minute where it cannot. " +
 			"The files of a guest are those it was started with.",
 	},
+	{
+		Module: kubernetes,
+		File:   "pkg/apis/apps/install/install.go",
+		Old: `	"k8s.io/kubernetes/pkg/apis/apps/v1beta1"
+	"k8s.io/kubernetes/pkg/apis/apps/v1beta2"
+`,
+		New:    "",
+		Reason: "See Omissions: of the group only version 1 is needed, for the defaults of StatefulSets.",
+	},
+	{
+		Module: kubernetes,
+		File:   "pkg/apis/apps/install/install.go",
+		Old: `	utilruntime.Must(v1beta1.AddToScheme(scheme))
+	utilruntime.Must(v1beta2.AddToScheme(scheme))
+`,
+		New:    "",
+		Reason: "The same.",
+	},
+	{
+		Module: kubernetes,
+		File:   "pkg/apis/apps/install/install.go",
+		Old:    "scheme.SetVersionPriority(v1.SchemeGroupVersion, v1beta2.SchemeGroupVersion, v1beta1.SchemeGroupVersion)",
+		New:    "scheme.SetVersionPriority(v1.SchemeGroupVersion)",
+		Reason: "The same.",
+	},
+
+	{
+		Module: "k8s.io/apiextensions-apiserver",
+		File:   "pkg/apis/apiextensions/v1beta1/register.go",
+		Old:    "NewSchemeBuilder(addKnownTypes, addDefaultingFuncs)",
+		New:    "NewSchemeBuilder()",
+		Reason: "See unregistered.",
+	},
+	{
+		Module: "k8s.io/apiextensions-apiserver",
+		File:   "pkg/apis/apiextensions/v1beta1/register.go",
+		Old:    "	localSchemeBuilder.Register(addDefaultingFuncs)\n",
+		New:    "",
+		Reason: "The same.",
+	},
+	{
+		Module: "k8s.io/apiextensions-apiserver",
+		File:   "pkg/apis/apiextensions/v1beta1/zz_generated.conversion.go",
+		Old:    "	localSchemeBuilder.Register(RegisterConversions)\n",
+		New:    "",
+		Reason: "The same.",
+	},
+
 	// What follows is about memory that Go's runtime writes to: each page of it becomes
 	// a page of the guest's own, and a part of its snapshot.
 	{
@@ -167,11 +222,128 @@ var Trims = []Trim{
 		Reason: "The other constructor is for admission, and brings the API server's library along.",
 	},
 	{
+		Module: kubernetes,
+		File:   "pkg/scheduler/backend/queue/testing.go",
+		Keep:   []string{},
+		Reason: "It is for tests, and brings fakes of all clients along.",
+	},
+	{
 		Module: "k8s.io/mount-utils",
 		File:   "mount_helper_unix.go",
 		Keep:   []string{"splitMountOptions", "isMountPointMatch"},
 		Reason: "Errors of mounts are errors of Linux. The controllers mount nothing; mount_helper_wasip1.go stands in.",
 	},
+}
+
+// unregistered are patches that keep the types of versions out of every scheme: with
+// each type come its encoding and its copies, a seventh of the module.
+func unregistered(versions ...[]string) (patches []Patch) {
+	for _, v := range slices.Concat(versions...) {
+		patches = append(patches, Patch{
+			Module: "k8s.io/api",
+			File:   v + "/register.go",
+			Old:    "NewSchemeBuilder(addKnownTypes)",
+			New:    "NewSchemeBuilder()",
+			Reason: "No guest uses these types.",
+		})
+	}
+	return patches
+}
+
+// unused are versions of API groups of which no controller asks for an object by its
+// Go type. Of their objects the garbage collector and others still see the metadata.
+var unused = []string{
+	"admissionregistration/v1alpha1",
+	"admissionregistration/v1beta1",
+	"apps/v1beta1",
+	"apps/v1beta2",
+	"batch/v1beta1",
+	"coordination/v1alpha2",
+	"coordination/v1beta1",
+	"discovery/v1beta1",
+	"events/v1beta1",
+	"extensions/v1beta1",
+	"flowcontrol/v1",
+	"flowcontrol/v1beta1",
+	"flowcontrol/v1beta2",
+	"flowcontrol/v1beta3",
+	"lifecycle/v1alpha1",
+	"networking/v1beta1",
+	"node/v1alpha1",
+	"node/v1beta1",
+	"policy/v1beta1",
+	"rbac/v1alpha1",
+	"rbac/v1beta1",
+	"storage/v1alpha1",
+	"storage/v1beta1",
+	"storagemigration/v1beta1",
+}
+
+// unusedReviews are the same for groups whose objects cannot be watched.
+var unusedReviews = []string{
+	"authentication/v1alpha1",
+	"authentication/v1beta1",
+	"authorization/v1beta1",
+}
+
+// Omissions are all the files from which packages are left out.
+var Omissions = append(unusedInformers(),
+	Omission{
+		Module:   "k8s.io/client-go",
+		File:     "kubernetes/clientset.go",
+		Packages: packagesOf("k8s.io/client-go/kubernetes/typed/", slices.Concat(unused, unusedReviews)),
+		Reason: "What an interface names, the linker keeps: all methods of all types that methods of the client have to do with. " +
+			"This, and not to register them, makes a tenth of the module.",
+	},
+	Omission{
+		Module:   "k8s.io/client-go",
+		File:     "informers/generic.go",
+		Packages: packagesOf("k8s.io/api/", unused),
+		Reason:   "It makes informers by the name of a resource.",
+	},
+	Omission{
+		Module:   "k8s.io/apiextensions-apiserver",
+		File:     "pkg/client/clientset/clientset/clientset.go",
+		Packages: []string{"k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1beta1"},
+		Reason:   "The same as for the other clients.",
+	},
+	Omission{
+		Module: kubernetes,
+		File:   "cmd/kube-controller-manager/app/import_known_versions.go",
+		Packages: []string{
+			"k8s.io/kubernetes/pkg/apis/authentication/install", "k8s.io/kubernetes/pkg/apis/authorization/install",
+			"k8s.io/kubernetes/pkg/apis/autoscaling/install", "k8s.io/kubernetes/pkg/apis/batch/install",
+			"k8s.io/kubernetes/pkg/apis/certificates/install", "k8s.io/kubernetes/pkg/apis/coordination/install",
+			"k8s.io/kubernetes/pkg/apis/events/install", "k8s.io/kubernetes/pkg/apis/extensions/install",
+			"k8s.io/kubernetes/pkg/apis/lifecycle/install", "k8s.io/kubernetes/pkg/apis/policy/install",
+			"k8s.io/kubernetes/pkg/apis/rbac/install", "k8s.io/kubernetes/pkg/apis/resource/install",
+			"k8s.io/kubernetes/pkg/apis/scheduling/install", "k8s.io/kubernetes/pkg/apis/storage/install",
+		},
+		Reason: "It registers the types that the API server works with, for a purpose that is gone. What is left has the " +
+			"defaults of StatefulSets and of the pods that recycle volumes.",
+	},
+)
+
+// unusedInformers leaves the versions out of the informers of each group.
+func unusedInformers() (omissions []Omission) {
+	for _, v := range unused {
+		file := path.Join("informers", path.Dir(v), "interface.go")
+		k := slices.IndexFunc(omissions, func(o Omission) bool { return o.File == file })
+		if k < 0 {
+			k = len(omissions)
+			omissions = append(omissions, Omission{Module: "k8s.io/client-go", File: file, Reason: "They need the clients."})
+		}
+		omissions[k].Packages = append(omissions[k].Packages, "k8s.io/client-go/informers/"+v)
+	}
+	return omissions
+}
+
+// packagesOf are the packages of versions below one directory.
+func packagesOf(dir string, versions []string) (packages []string) {
+	for _, v := range versions {
+		packages = append(packages, dir+v)
+	}
+	return packages
 }
 
 // Addition is a file of ours in a package of upstream. It lies under the same path

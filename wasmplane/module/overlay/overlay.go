@@ -1,7 +1,7 @@
 // Package overlay holds every difference between upstream's source and what
 // guests are compiled from, and prepares the flags with which go build applies
 // them. There is no fork: a difference is one line in [Patches], a list of what is
-// left of a file in [Trims], or one small file or package in [Additions] or
+// left of a file in [Trims] or left out of one in [Omissions], or one small file or package in [Additions] or
 // [Packages]; and the build fails when upstream no longer matches.
 //
 // go build refuses to overlay files in the module cache. Each module with a
@@ -53,6 +53,9 @@ func Prepare(ctx context.Context, root, out string) ([]string, error) {
 	}
 	for _, t := range Trims {
 		sources[t.Module] = ""
+	}
+	for _, x := range Omissions {
+		sources[x.Module] = ""
 	}
 	for _, a := range Additions {
 		sources[a.Module] = ""
@@ -136,6 +139,15 @@ func (o *overlay) apply() error {
 			if err := o.drop(t.Module, filepath.Join(filepath.Dir(t.File), name)); err != nil {
 				return err
 			}
+		}
+	}
+	for _, x := range Omissions {
+		text, err := o.read(x.Module, x.File)
+		if err != nil {
+			return err
+		}
+		if o.changed[[2]string{x.Module, x.File}], err = x.apply(text); err != nil {
+			return fmt.Errorf("leaving packages out of %s/%s: %w; upstream has changed, look at what is left out again", x.Module, x.File, err)
 		}
 	}
 	for key, text := range o.changed {

@@ -3,10 +3,13 @@ package overlay
 import (
 	"context"
 	"encoding/json"
+	"go/format"
 	"go/parser"
 	"go/token"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +69,20 @@ func TestPrepare(t *testing.T) {
 			}
 		}
 	}
+	for _, x := range Omissions {
+		f, err := parser.ParseFile(token.NewFileSet(), x.File, read(x.Module, x.File), parser.ImportsOnly)
+		if err != nil {
+			t.Fatalf("%s/%s: %v", x.Module, x.File, err)
+		}
+		if x.File == "kubernetes/clientset.go" || strings.HasSuffix(x.File, "clientset/clientset.go") {
+			continue // the clients are still made, only that nobody can reach them
+		}
+		for _, i := range f.Imports {
+			if slices.Contains(x.Packages, strings.Trim(i.Path.Value, `"`)) {
+				t.Errorf("%s/%s imports %s", x.Module, x.File, i.Path.Value)
+			}
+		}
+	}
 	for _, a := range Additions {
 		if read(a.Module, a.File) == "" {
 			t.Errorf("%s/%s is not added", a.Module, a.File)
@@ -88,6 +105,87 @@ func TestPatchMustFit(t *testing.T) {
 		if (err == nil) != want {
 			t.Errorf("%q: %v", text, err)
 		}
+	}
+}
+
+func TestOmission(t *testing.T) {
+	const upstream = `// Package p is upstream's.
+package p
+
+import (
+	a "example.org/a/v1"
+	old "example.org/a/v1beta1"
+	_ "example.org/effect"
+	_ "example.org/old"
+)
+
+var all = []func(){
+	a.Add, // first
+	// second
+	old.Add,
+}
+
+// All are all.
+type All interface {
+	A() a.Interface // first
+	Old() old.Interface
+}
+
+// Old is the second.
+func (c *clients) Old() old.Interface { return c.old }
+
+// For is for one.
+func For(n int) any {
+	switch n {
+	// the first
+	case a.N:
+		return a.New()
+	// the second
+	case old.N:
+		return old.New()
+	}
+	return nil
+}
+`
+	const want = `// Package p is upstream's.
+package p
+
+import (
+	a "example.org/a/v1"
+	_ "example.org/effect"
+)
+
+var all = []func(){
+	a.Add,
+}
+
+// All are all.
+type All interface {
+	A() a.Interface
+}
+
+// For is for one.
+func For(n int) any {
+	switch n {
+	case a.N:
+		return a.New()
+	}
+	return nil
+}
+`
+	o := Omission{File: "p.go", Packages: []string{"example.org/a/v1beta1", "example.org/old"}}
+	b, err := o.apply([]byte(upstream))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blank := regexp.MustCompile(`\n\s*\n`) // what is gone leaves some lines
+	lines := func(text string) string { return blank.ReplaceAllString(text, "\n") }
+	if got, err := format.Source(b); err != nil || lines(string(got)) != lines(want) {
+		t.Errorf("%s\n%v, want\n%s", got, err, want)
+	}
+	o.Packages = append(o.Packages, "example.org/other")
+	if _, err := o.apply([]byte(upstream)); err == nil || !strings.Contains(err.Error(), "example.org/other") {
+		t.Errorf("a package that is not there: %v", err)
 	}
 }
 

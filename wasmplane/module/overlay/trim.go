@@ -61,6 +61,11 @@ func (t Trim) apply(text []byte) ([]byte, error) {
 			return c.Pos() >= start(d) && c.End() <= d.End()
 		})
 	})
+	return source(fset, f)
+}
+
+// source is the text of a file.
+func source(fset *token.FileSet, f *ast.File) ([]byte, error) {
 	var b bytes.Buffer
 	if err := (&printer.Config{Mode: printer.UseSpaces | printer.TabIndent, Tabwidth: 8}).Fprint(&b, fset, f); err != nil {
 		return nil, err

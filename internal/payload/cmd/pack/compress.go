@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/dormouse-k8s/dormouse/internal/payload"
 )
@@ -41,6 +42,8 @@ func (c compressor) compress(file string) (io.ReadCloser, error) {
 	}
 	cached := filepath.Join(c.dir, key+".zst")
 	if f, err := os.Open(cached); err == nil {
+		now := time.Now()
+		_ = os.Chtimes(cached, now, now) // for prune
 		return f, nil
 	}
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
