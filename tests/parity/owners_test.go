@@ -248,6 +248,9 @@ spec: {containers: [{name: main, image: none, resources: {requests: {cpu: %s}}}]
 	r.patch("pods/first", "metadata: {annotations: {%s: '0'}}", hollow.Exit)
 	r.reaches("resourcequotas/pods", "status: {used: {pods: '1', requests.cpu: 400m}}")
 	r.allowed(pod, "third", "400m")
+	// Upstream counts what it has seen: a pod that it has not seen yet lets one too many in later.
+	r.reaches("pods/third", "status: {phase: Running}")
+	r.reaches("resourcequotas/pods", "status: {used: {pods: '2', requests.cpu: 800m}}")
 	r.delete("pods/second")
 	r.reaches("resourcequotas/pods", "status: {used: {pods: '1', requests.cpu: 400m}}")
 
