@@ -12,8 +12,8 @@ import (
 const (
 	// gcPercent is the garbage collector's target: less memory for a little more CPU than Go's default of 100.
 	gcPercent = 50
-	// settled is how long after the start what only the start needed is given back. By then the controllers
-	// have seen the cluster and gone to sleep.
+	// settled is how long after the start what only the start needed is given back: most of it. By then the
+	// controllers have seen the cluster. A minute later they have gone to sleep, which leaves some more.
 	settled = 15 * time.Second
 	// returnEvery is how often it is looked whether memory has grown by so much that it is worth a garbage
 	// collection to give it back: by worthReturning bytes after a minute, half of it after two, and so on. Go
@@ -46,17 +46,18 @@ func (k memoryKeeper) run(ctx context.Context) {
 	ticker := time.NewTicker(settled)
 	defer ticker.Stop()
 	var least, minutes uint64 // what there was, and how long ago, when memory was given back last
-	for first := true; ; first = false {
+	for n := 0; ; n++ {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
 			return
 		}
 		ticker.Reset(returnEvery)
-		if first {
+		starting := n < 2
+		if starting {
 			shrinkStacks()
 		}
-		if minutes++; first || goMemory() > least+worthReturning/minutes {
+		if minutes++; starting || goMemory() > least+worthReturning/minutes {
 			debug.FreeOSMemory()
 			least, minutes = goMemory(), 0
 		}

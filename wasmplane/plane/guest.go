@@ -68,7 +68,7 @@ const (
 	// worthCollecting is by how many bytes a guest must have grown since its garbage
 	// was collected last for that to be done before it is saved. It takes some ten
 	// milliseconds, as most of them are the base image, which is looked through too.
-	worthCollecting = 2 << 20
+	worthCollecting = 1 << 20
 
 	// saveRetry is the pause after a snapshot could not be written.
 	saveRetry = 30 * time.Second
