@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -202,6 +203,11 @@ func (r *Report) print(out io.Writer) {
 			row(b.Mode, fmt.Sprintf("%.2f", b.Created), fmt.Sprintf("%.2f", b.ReplicaSets), fmt.Sprintf("%.2f", b.Pods), fmt.Sprintf("%.2f", b.Bound),
 				fmt.Sprintf("%.2f", b.Gone), b.CPU, b.Before, b.PeakAnonymous, b.Load)
 		}
+		for _, b := range r.Burst {
+			if len(b.Guests) > 0 {
+				fmt.Fprintf(t, "\nCPU of the controllers in Wasm in that, seconds: %s", largest(b.Guests, 6))
+			}
+		}
 	}
 	t.Flush()
 	if p := r.Plane; p != nil {
@@ -241,4 +247,21 @@ func reasonsText(reasons map[string]int) string {
 		return "none"
 	}
 	return strings.Join(text, ", ")
+}
+
+// largest are the names with the largest values, and how much the others have together.
+func largest(values map[string]float64, most int) string {
+	names := slices.SortedFunc(maps.Keys(values), func(a, b string) int {
+		return cmp.Or(cmp.Compare(values[b], values[a]), cmp.Compare(a, b))
+	})
+	var text []string
+	others := 0.0
+	for k, name := range names {
+		if k < most {
+			text = append(text, fmt.Sprintf("%s %.2f", name, values[name]))
+		} else {
+			others += values[name]
+		}
+	}
+	return strings.Join(append(text, fmt.Sprintf("others %.2f", others)), ", ")
 }

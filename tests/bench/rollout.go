@@ -55,7 +55,9 @@ type Burst struct {
 	Before        int64   `json:"before"`        // anonymous memory, in bytes
 	PeakAnonymous int64   `json:"peakAnonymous"` // bytes, looked at every 100 ms
 	CPU           float64 `json:"cpu"`           // seconds, until all pods are bound
-	Load          float64 `json:"load"`
+	// Guests is how much of it each guest took, in seconds.
+	Guests map[string]float64 `json:"guests,omitempty"`
+	Load   float64            `json:"load"`
 }
 
 // prepare gives the server a node, and a namespace for all objects with the account that pods need.
@@ -367,6 +369,10 @@ func (b *bench) burst(ctx context.Context, s *server, value string) (Burst, erro
 	if err != nil {
 		return result, err
 	}
+	guestsBefore, err := s.guests(ctx)
+	if err != nil {
+		return result, err
+	}
 	peak := watchPeak(s.pids())
 	took, err := s.rollout(ctx, value, b.Burst)
 	result.PeakAnonymous = peak()
@@ -378,6 +384,16 @@ func (b *bench) burst(ctx context.Context, s *server, value string) (Burst, erro
 		return result, err
 	}
 	result.CPU = (after.cpu - before.cpu).Seconds()
+	guests, err := s.guests(ctx)
+	if err != nil {
+		return result, err
+	}
+	result.Guests = map[string]float64{}
+	for k, g := range guests {
+		if used := g.CPUSeconds - guestsBefore[k].CPUSeconds; used > 0 {
+			result.Guests[g.Name] = used
+		}
+	}
 	result.Created, result.ReplicaSets = took.created.Seconds(), took.replicaSets.Seconds()
 	result.Pods, result.Bound = took.pods.Seconds(), took.bound.Seconds()
 	began := time.Now()

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"net/http"
 	"slices"
@@ -121,7 +120,7 @@ type guest struct {
 	backoff   time.Duration
 	startedAt time.Time
 	ranFor    time.Duration // since its memory was measured
-	lean      int64         // bytes of its snapshot, unpacked, after its garbage was collected last
+	lean      int64         // bytes of pages of its own when it was saved without garbage last
 
 	mu           sync.Mutex // guards what follows
 	state        State
@@ -814,9 +813,13 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 
 // step runs the guest until it is idle. It is an error if the guest ended instead.
 func (g *guest) step() error {
-	began := time.Now()
+	began, used := time.Now(), g.inst.CPU()
 	err := g.inst.Run()
 	g.ranFor += time.Since(began)
+	used = g.inst.CPU() - used
+	g.mu.Lock()
+	g.stats.CPUSeconds += used.Seconds()
+	g.mu.Unlock()
 	if err != nil {
 		var exit *runtime.Exit
 		if errors.As(err, &exit) {
@@ -976,7 +979,17 @@ func (g *guest) sleep(collect bool) error {
 		return err
 	}
 	began := time.Now()
-	pages, size, err := g.dirty()
+	dirty, err := g.inst.Dirty()
+	size := int64(0)
+	pages := func(yield func(int, []byte) bool) {
+		size = 0 // they may be gone through more than once
+		for k, delta := range dirty {
+			size += int64(runtime.PageSize)
+			if !yield(k, delta) {
+				return
+			}
+		}
+	}
 	if err == nil {
 		head.Memory = g.inst.MemorySize()
 		head.Globals, err = g.inst.Globals()
@@ -996,7 +1009,7 @@ func (g *guest) sleep(collect bool) error {
 		g.log.Warn(err) // the next start is cold, that is all
 	}
 	if collect {
-		g.lean = *size
+		g.lean = size
 	}
 	stored := g.plane.store.Size(g.Name)
 	now := time.Now()
@@ -1026,27 +1039,11 @@ func (g *guest) sleep(collect bool) error {
 // whether it was done.
 func (g *guest) collect() (bool, error) {
 	resident, err := g.inst.Resident()
-	if err != nil || resident < g.lean+worthCollecting {
+	if err != nil || resident < max(g.lean, worthCollecting)+worthCollecting {
 		return false, err
 	}
 	g.mailbox.Push(abi.FrameCollect, 0, nil)
 	return true, g.step()
-}
-
-// dirty is what is saved of the guest's memory. size is how many bytes the pages have
-// that were gone through last.
-func (g *guest) dirty() (pages iter.Seq2[int, []byte], size *int64, err error) {
-	dirty, err := g.inst.Dirty()
-	size = new(int64)
-	return func(yield func(int, []byte) bool) {
-		*size = 0
-		for k, delta := range dirty {
-			*size += int64(runtime.PageSize)
-			if !yield(k, delta) {
-				return
-			}
-		}
-	}, size, err
 }
 
 // head describes the guest as it is, if it has nothing to do. From here to the

@@ -43,9 +43,9 @@ const (
 	timerRate  = 50 // a second
 	timerBurst = 1000
 
-	// maxWaiting bounds the events that wait for a guest to wake, in bytes: as many
-	// as the mailbox holds.
-	maxWaiting = 1 << 20
+	// maxWaiting bounds the events that wait for a guest to wake, in bytes: about a
+	// thousand pods. Guests for whom the same events wait share them.
+	maxWaiting = 4 << 20
 
 	// maxOutput bounds what a guest writes to the log within outputPeriod, in bytes
 	// with outputLine for what is around a line. The dump of a panic is below it.

@@ -11,6 +11,7 @@ type metrics struct {
 	restarts     *prometheus.CounterVec
 	snapshotDesc *prometheus.Desc
 	residentDesc *prometheus.Desc
+	cpuDesc      *prometheus.Desc
 	stateDesc    *prometheus.Desc
 	watchesDesc  *prometheus.Desc
 }
@@ -44,6 +45,8 @@ func newMetrics() *metrics {
 			"Size of a controller's snapshot on disk.", []string{"controller"}, nil),
 		residentDesc: prometheus.NewDesc("dormouse_wasm_resident_bytes",
 			"Memory of its own that a controller holds; 0 while it sleeps.", []string{"controller"}, nil),
+		cpuDesc: prometheus.NewDesc("dormouse_wasm_cpu_seconds_total",
+			"Processor time that a controller has used, with what the plane did for it meanwhile.", []string{"controller"}, nil),
 		stateDesc: prometheus.NewDesc("dormouse_wasm_state",
 			"1 for the state a controller is in.", []string{"controller", "state"}, nil),
 		watchesDesc: prometheus.NewDesc("dormouse_wasm_watches",
@@ -61,6 +64,7 @@ func (p *Plane) Describe(ch chan<- *prometheus.Desc) {
 	m.restarts.Describe(ch)
 	ch <- m.snapshotDesc
 	ch <- m.residentDesc
+	ch <- m.cpuDesc
 	ch <- m.stateDesc
 	ch <- m.watchesDesc
 }
@@ -78,6 +82,7 @@ func (p *Plane) Collect(ch chan<- prometheus.Metric) {
 		s := g.status()
 		ch <- prometheus.MustNewConstMetric(m.snapshotDesc, prometheus.GaugeValue, float64(s.SnapshotBytes), s.Name)
 		ch <- prometheus.MustNewConstMetric(m.residentDesc, prometheus.GaugeValue, float64(s.ResidentBytes), s.Name)
+		ch <- prometheus.MustNewConstMetric(m.cpuDesc, prometheus.CounterValue, s.CPUSeconds, s.Name)
 		ch <- prometheus.MustNewConstMetric(m.stateDesc, prometheus.GaugeValue, 1, s.Name, string(s.State))
 	}
 }

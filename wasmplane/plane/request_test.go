@@ -543,7 +543,12 @@ func TestLateEvents(t *testing.T) {
 	if got, want := b.overdue(time.Now().Add(lateness)), "MODIFIED things b"; got != want {
 		t.Errorf("overdue is %q, want %q", got, want)
 	}
-	if due := take("DELETED", "c", "104"); due != never || b.pushed.Load() != 3 || x.delivered != "104" {
+	// One that comes and goes meanwhile is no news.
+	take("ADDED", "d", "104")
+	b.Late["*"] = controllers.Added | controllers.Modified | controllers.Deleted
+	take("DELETED", "d", "105")
+	b.Late["*"] = controllers.Added | controllers.Modified
+	if due := take("DELETED", "c", "106"); due != never || b.pushed.Load() != 3 || x.delivered != "106" {
 		t.Errorf("%d events with the one that wakes, up to %s; the next in %s", b.pushed.Load(), x.delivered, due)
 	}
 }

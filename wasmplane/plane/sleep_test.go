@@ -332,3 +332,33 @@ func TestSleepingGuestIsSmall(t *testing.T) {
 		t.Errorf("a sleeping guest keeps %d bytes, want at most %d", each, most)
 	}
 }
+
+// TestGarbageIsCollectedBeforeSleep: a guest that has grown is told to collect its
+// garbage before it is saved, and one that has not is not.
+func TestGarbageIsCollectedBeforeSleep(t *testing.T) {
+	a := newAPI()
+	p := start(t, t.TempDir(), a, controllers.Declaration{Name: "litter"}, nil)
+	collected := func(value string) (times string) {
+		t.Helper()
+		a.put("MODIFIED", "x", value)
+		version := fmt.Sprint(a.version())
+		a.await(t, "answer to "+value, func(m map[string]string) bool {
+			times = m[version]
+			return times != ""
+		})
+		return times
+	}
+	before := collected("nothing")
+	p.evict(t)
+	if got := collected("nothing"); got != before {
+		t.Errorf("after it had done nothing: collected %s times, %s before", got, before)
+	}
+	p.evict(t)
+	if got := collected("litter"); got != before {
+		t.Errorf("while it was awake: collected %s times, %s before", got, before)
+	}
+	p.evict(t)
+	if got := collected("nothing"); got == before {
+		t.Errorf("after it had littered: collected %s times as before", got)
+	}
+}

@@ -35,6 +35,7 @@ type Status struct {
 	ResidentBytes   int64      `json:"residentBytes"`
 	SnapshotBytes   int64      `json:"snapshotBytes"`
 	WrittenBytes    int64      `json:"writtenBytes"` // to the snapshot database since the server started
+	CPUSeconds      float64    `json:"cpuSeconds"`   // since the server started
 	Restarts        int        `json:"restarts"`
 	LastError       string     `json:"lastError,omitempty"`
 }

@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
 	"github.com/dormouse-k8s/dormouse/wasmplane/snapshot"
 )
 
@@ -62,6 +63,7 @@ type waitingEvent struct {
 	raw   []byte
 	joins int       // of all events that it stands for
 	due   time.Time // when it wakes the guest after all; zero: never
+	born  bool      // the first of all was that it was added: the guest does not know it
 }
 
 // newExchange checks a guest's request.
@@ -299,25 +301,32 @@ func (x *exchange) told(ev event, raw []byte, joins int) {
 }
 
 // wait keeps the latest event of each object until the guest wakes, which it does
-// when one is due; guest.mu is held.
+// when one is due; guest.mu is held. An object that came and went meanwhile never was.
 func (x *exchange) wait(ev event, raw []byte, due time.Time) {
-	joins := ev.joins()
+	now := waitingEvent{event: ev, raw: raw, joins: ev.joins(), due: due, born: ev.kind() == controllers.Added}
 	x.waiting = slices.DeleteFunc(x.waiting, func(w waitingEvent) bool {
 		if w.UID != ev.UID {
 			return false
 		}
-		if !w.due.IsZero() && (due.IsZero() || w.due.Before(due)) {
-			due = w.due
+		if !w.due.IsZero() && (now.due.IsZero() || w.due.Before(now.due)) {
+			now.due = w.due
 		}
-		ev.Refresh = ev.Refresh && w.Refresh // what it stands for may be more than a heartbeat
-		joins += w.joins
+		now.Refresh = now.Refresh && w.Refresh // what it stands for may be more than a heartbeat
+		now.joins += w.joins
+		now.born = w.born
 		x.guest.waitingBytes -= len(w.raw)
 		return true
 	})
+	if now.born && ev.kind() == controllers.Deleted {
+		if len(x.waiting) == 0 {
+			x.delivered = ev.Revision
+		}
+		return
+	}
 	x.guest.waitingBytes += len(raw)
-	x.waiting = append(x.waiting, waitingEvent{event: ev, raw: raw, joins: joins, due: due})
-	if !due.IsZero() {
-		x.guest.awaitDue(due)
+	x.waiting = append(x.waiting, now)
+	if !now.due.IsZero() {
+		x.guest.awaitDue(now.due)
 	}
 }
 

@@ -3,10 +3,12 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	goruntime "runtime"
 	"strings"
 	"time"
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
+	"golang.org/x/sys/unix"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 )
@@ -72,6 +74,7 @@ type Instance struct {
 	exited   bool          // proc_exit was called
 	entries  []byte        // room for the page map, see own
 	fresh    *Instance     // that Dirty compares with, until the guest runs again
+	cpu      time.Duration
 	output   output
 	files    map[uint32]*file // open ones, by descriptor
 }
@@ -173,7 +176,11 @@ func (i *Instance) call(f *wasmtime.Func) error {
 	defer i.code.ticker.leave()
 	i.resetDeadline()
 	i.output.forget()
+	goruntime.LockOSThread() // the thread's time is the guest's
+	defer goruntime.UnlockOSThread()
+	began := threadTime()
 	_, err := f.Call(i.store)
+	i.cpu += threadTime() - began
 	if err == nil {
 		return nil
 	}
@@ -212,6 +219,19 @@ func trapCause(s string) string {
 	}
 	s, _, _ = strings.Cut(s, "\n")
 	return s
+}
+
+// CPU is how much processor time the guest has used in this instance, with what the
+// host did for it meanwhile.
+func (i *Instance) CPU() time.Duration { return i.cpu }
+
+// threadTime is how much processor time this thread has used.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0 // no kernel lacks it
+	}
+	return time.Duration(t.Nano())
 }
 
 // NextTimer is the monotonic time at which the guest wants to run next; ok is

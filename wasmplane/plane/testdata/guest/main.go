@@ -26,6 +26,7 @@ func init() {
 		guest.Register("mirror"+number, mirror)
 	}
 	guest.Register("cache", cache)
+	guest.Register("litter", litter)
 	guest.Register("ticker", ticker)
 	guest.Register("poller", poller)
 	guest.Register("panic", onEvent(func() { panic("as asked") }))
@@ -111,6 +112,21 @@ func cache(ctx context.Context, s abi.Start) error {
 	runtime.GC()
 	defer runtime.KeepAlive(all)
 	return onEvent(func() {})(ctx, s)
+}
+
+// litter leaves garbage at each object whose value says so, and puts how often it was
+// told to collect it.
+func litter(ctx context.Context, _ abi.Start) error {
+	return follow(ctx, func(e watchEvent) error {
+		if e.Object.Value == "litter" {
+			for n := range 3 << 10 {
+				sink = bytes.Repeat([]byte{byte(n + 1)}, 1<<10)
+			}
+		}
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return put(ctx, "/results/"+e.Object.Metadata.ResourceVersion, fmt.Sprint(stats.NumForcedGC))
+	})
 }
 
 // ticker counts, and puts the count each period.
