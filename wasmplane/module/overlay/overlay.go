@@ -89,7 +89,11 @@ func Prepare(ctx context.Context, root, out string) ([]string, error) {
 		if err := symlink(source, link); err != nil {
 			return nil, err
 		}
-		if _, err := goTool(ctx, root, "mod", "edit", "-replace="+module+"="+link, modfile); err != nil {
+		replacement := link
+		if rel, err := filepath.Rel(root, link); err == nil && filepath.IsLocal(rel) {
+			replacement = "./" + filepath.ToSlash(rel) // it becomes part of the program, which must be the same anywhere
+		}
+		if _, err := goTool(ctx, root, "mod", "edit", "-replace="+module+"="+replacement, modfile); err != nil {
 			return nil, err
 		}
 	}
