@@ -327,7 +327,8 @@ func TestTimersFor(t *testing.T) {
 	a := newAPI()
 	dir := t.TempDir()
 	d := controllers.Declaration{Name: "poller", TimersFor: []string{"objects"}}
-	often := func(_ *Config, h *Host) { h.Setup = options(`"50ms"`) }
+	// Much longer than a save takes, under the race detector too: else each finds the timer due.
+	often := func(_ *Config, h *Host) { h.Setup = options(`"1s"`) }
 	p := start(t, dir, a, d, often)
 	tick := func() int {
 		n, _ := strconv.Atoi(a.got()["tick"])
@@ -335,8 +336,12 @@ func TestTimersFor(t *testing.T) {
 	}
 	sleep := func() Detail { // as if nothing had stirred it for long
 		t.Helper()
-		for ; ; time.Sleep(time.Millisecond) { // a response may have, just now
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			g := p.guest()
+			// The response to its last request may have stirred it before it slept: once more, without one.
+			if err := g.command(t.Context(), commandWake); err != nil {
+				t.Fatal(err)
+			}
 			g.mu.Lock()
 			g.stirred = time.Now().Add(-slackAfter)
 			g.mu.Unlock()
@@ -347,6 +352,8 @@ func TestTimersFor(t *testing.T) {
 				return d
 			}
 		}
+		t.Fatal("not quietly asleep after 30 s")
+		return Detail{}
 	}
 	ticks := func(after int) {
 		t.Helper()
