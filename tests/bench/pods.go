@@ -166,6 +166,9 @@ func (b *bench) measurePods(ctx context.Context, servers []*server) error {
 		return err
 	}
 	for k, s := range servers {
+		if err := b.profile(ctx, s, "heap", nil); err != nil {
+			return err
+		}
 		b.report.Filled = append(b.report.Filled, Filled{Mode: s.mode.name, Pods: b.Pods, Empty: empty[k], Filled: filled[k]})
 	}
 	return nil

@@ -54,6 +54,9 @@ type waking struct {
 	none []string
 }
 
+//nolint:staticcheck // Endpoints are deprecated, and some controllers keep or follow them.
+var endpoints = &corev1.Endpoints{}
+
 // wakings are derived from the handlers that upstream's controllers add to their
 // informers, named in the comments. Where a controller only looks an object up, no
 // event on it wakes.
@@ -73,7 +76,7 @@ var wakings = map[string][]waking{
 		{object: withAddress(pod()), wakes: every},
 		{object: withAddress(ownedBy("ReplicaSet", pod())), wakes: every},
 		{object: pod()},
-		{object: &corev1.Endpoints{}, wakes: deleted},
+		{object: endpoints, wakes: deleted},
 	},
 	"endpointslice-controller": {
 		// onServiceUpdate, onPodUpdate, onEndpointSliceAdd and so on. Of updateNode,
@@ -86,7 +89,7 @@ var wakings = map[string][]waking{
 	},
 	"endpointslice-mirroring-controller": {
 		// onEndpointsAdd and so on, onEndpointSliceAdd and so on, onServiceAdd and so on.
-		{object: &corev1.Endpoints{}, wakes: every},
+		{object: endpoints, wakes: every},
 		{object: &discoveryv1.EndpointSlice{}, wakes: every},
 		{object: &corev1.Service{}, wakes: every},
 	},

@@ -48,8 +48,11 @@ const (
 	lingerForTimer = 2 * time.Millisecond
 
 	// waitLimit is how long an event may wait that does not wake its guest. Heartbeats
-	// may wait forever.
-	waitLimit = time.Hour
+	// may wait forever. Where more wait than heavyWaiting, in bytes, they do for
+	// heavyLimit after a burst: in a snapshot they are on disk, and here in memory.
+	waitLimit    = time.Hour
+	heavyLimit   = time.Minute
+	heavyWaiting = 256 << 10
 
 	// lateness is how late an event of Declaration.Late wakes its guest. It is more than
 	// a Deployment takes to have its pods, and less than people wait for.
@@ -709,7 +712,11 @@ func (g *guest) mayKeep(x *exchange, ev event, raw []byte) (waits bool, due time
 	case ev.Refresh:
 		return true, time.Time{}
 	case g.needNotWake(x, ev, raw):
-		return true, time.Now().Add(waitLimit)
+		limit := waitLimit
+		if g.waitingBytes > heavyWaiting {
+			limit = heavyLimit
+		}
+		return true, time.Now().Add(limit)
 	case g.MayBeLate(x.resource)&ev.kind() != 0:
 		return true, time.Now().Add(lateness)
 	}

@@ -399,19 +399,31 @@ func TestWaitingEventsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.exchanges[1] = x
-	raw := make([]byte, maxWaiting/4)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for n := range 3 {
+		x.take(event{Type: "MODIFIED", UID: fmt.Sprint(n), Revision: fmt.Sprint(2 + n)}, make([]byte, heavyWaiting/2+1))
+		b.mu.Unlock()
+		due := b.waitingDue(time.Now())
+		b.mu.Lock()
+		if due <= 0 || (due <= heavyLimit) != (n == 2) {
+			t.Errorf("%d bytes are due in %s", b.waitingBytes, due)
+		}
+	}
+	b.flushWaiting()
+	b.mailbox.Reset()
+	before := b.pushed.Load()
+	raw := make([]byte, maxWaiting/4)
 	for n := range 8 { // of two objects
 		x.take(event{Type: "MODIFIED", UID: fmt.Sprint(n % 2), Revision: fmt.Sprint(2 + n)}, raw)
 	}
-	if b.pushed.Load() != 0 || b.waitingBytes != 2*len(raw) {
+	if b.pushed.Load() != before || b.waitingBytes != 2*len(raw) {
 		t.Errorf("%d frames, %d bytes wait", b.pushed.Load(), b.waitingBytes)
 	}
 	for n := range 3 {
 		x.take(event{Type: "MODIFIED", UID: fmt.Sprint(10 + n), Revision: fmt.Sprint(20 + n)}, raw)
 	}
-	if b.pushed.Load() != 5 || b.waitingBytes != 0 || len(x.waiting) != 0 {
+	if b.pushed.Load() != before+5 || b.waitingBytes != 0 || len(x.waiting) != 0 {
 		t.Errorf("%d frames, %d bytes wait", b.pushed.Load(), b.waitingBytes)
 	}
 	delete(b.exchanges, 1) // it was never launched

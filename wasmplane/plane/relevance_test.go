@@ -609,8 +609,11 @@ func TestFieldsOverRestart(t *testing.T) {
 	x := s.watch("/api/v1/services")
 	x.url.RawQuery = "watch=1&resourceVersion=4"
 	x.having = nil
-	if x.begin(); !s.wakes(x, without) || !s.wakes(x, without) {
-		t.Error("what was there before the watch is not known, and an event wakes nobody")
+	x.begin()
+	for range 2 {
+		if !s.wakes(x, without) {
+			t.Error("what was there before the watch is not known, and an event wakes nobody")
+		}
 	}
 }
 
