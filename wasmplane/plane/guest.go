@@ -348,11 +348,16 @@ func (g *guest) untilNext() (wait time.Duration, forever bool) {
 func (g *guest) timerDue() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return max(g.nextTimerDue(g.inst == nil), time.Until(g.timersFrom))
+}
+
+// nextTimerDue is timerDue for a guest that sleeps, or does not; guest.mu is held.
+func (g *guest) nextTimerDue(sleeps bool) time.Duration {
 	if g.nextTimer < 0 {
 		return never
 	}
 	due := g.nextTimer - g.plane.clock.now()
-	if g.inst == nil {
+	if sleeps {
 		rest, slack := g.timersRest(), g.TimerSlack
 		switch {
 		case rest && g.quiet:
@@ -367,7 +372,7 @@ func (g *guest) timerDue() time.Duration {
 		}
 		due += slack
 	}
-	return max(due, time.Until(g.timersFrom))
+	return due
 }
 
 // heartbeatSlack is how much slack the declared heartbeat leaves for a timer that
@@ -1200,8 +1205,8 @@ func (g *guest) detail() Detail {
 	d := g.stats
 	d.Name, d.Identity, d.Module, d.State = g.Name, g.Identity, g.plane.config.ModuleName, g.state
 	d.WakesLastMinute = g.woke.count(g.plane.clock.now())
-	if g.nextTimer >= 0 {
-		at := time.Now().Add(g.nextTimer - g.plane.clock.now())
+	if due := g.nextTimerDue(g.state == Asleep); due != never {
+		at := time.Now().Add(due)
 		d.NextTimer = &at
 	}
 	d.MemoryLimit, d.RunLimit, d.TimerSlack = g.MemoryLimit, g.RunLimit.String(), g.TimerSlack.String()

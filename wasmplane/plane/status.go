@@ -31,7 +31,7 @@ type Status struct {
 	WakesLastMinute int        `json:"wakesLastMinute"`
 	LastWake        *time.Time `json:"lastWake,omitempty"`
 	LastWakeReason  string     `json:"lastWakeReason,omitempty"`
-	NextTimer       *time.Time `json:"nextTimer,omitempty"`
+	NextTimer       *time.Time `json:"nextTimer,omitempty"` // with its slack, while it sleeps; none while it rests
 	ResidentBytes   int64      `json:"residentBytes"`
 	SnapshotBytes   int64      `json:"snapshotBytes"`
 	WrittenBytes    int64      `json:"writtenBytes"` // to the snapshot database since the server started
