@@ -820,6 +820,9 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 		g.log.WithField("reason", reason).Debugf("%s, now awake", was)
 	}
 
+	if was == Asleep {
+		g.plane.config.Code.Prepare() // what this guest does may wake another
+	}
 	_ = g.step() // if the guest ended, it was seen to
 }
 

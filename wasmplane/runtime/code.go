@@ -33,6 +33,8 @@ type Code struct {
 	ticker  ticker
 	longest atomic.Int64 // Config.Run of the instance that may run for longest
 
+	spare spare
+
 	mu        sync.Mutex
 	module    *wasmtime.Module // nil while it is unloaded
 	instances int
@@ -75,10 +77,15 @@ func (c *Code) UnloadAfter(idle time.Duration, load func() (*wasmtime.Module, er
 func (c *Code) unload() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.instances == 0 && c.module != nil {
-		c.module.Close()
-		c.module = nil
+	if c.instances > 0 || c.module == nil {
+		return
 	}
+	if i := c.spare.instance; i != nil {
+		i.store.Close()
+		c.spare.instance = nil
+	}
+	c.module.Close()
+	c.module = nil
 }
 
 // acquire returns the module for an instance, which has to release it.
@@ -99,6 +106,11 @@ func (c *Code) acquire() (*wasmtime.Module, error) {
 func (c *Code) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.leave()
+}
+
+// leave is release with c.mu held.
+func (c *Code) leave() {
 	if c.instances--; c.instances == 0 && c.unloading != nil {
 		c.unloading.Reset(c.idle)
 	}
@@ -109,9 +121,10 @@ func (c *Code) Close() error {
 	if c.unloading != nil {
 		c.unloading.Stop()
 	}
+	c.spare.task.Wait()
 	c.ticker.stop()
-	c.linker.Close()
 	c.unload()
+	c.linker.Close()
 	return c.pagemap.Close()
 }
 

@@ -9,6 +9,12 @@ func (m *Mailbox) PushBytes(b []byte) {
 	m.signal()
 }
 
+// Prepared is Prepare, and waits until it is done.
+func (c *Code) Prepared() {
+	c.Prepare()
+	c.spare.task.Wait()
+}
+
 // AppendDelta and ApplyDelta are for tests that make pages themselves.
 var (
 	AppendDelta = appendDelta

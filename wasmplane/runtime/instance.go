@@ -82,24 +82,22 @@ type Instance struct {
 // Instantiate makes a guest from the module's image. It has not run yet, but for a
 // start function if its module has one.
 func (c *Code) Instantiate(config Config) (*Instance, error) {
+	if i := c.takeSpare(); i != nil {
+		i.serve(config)
+		return i, nil
+	}
+	return c.instantiate(config)
+}
+
+// instantiate is Instantiate without the spare.
+func (c *Code) instantiate(config Config) (*Instance, error) {
 	module, err := c.acquire()
 	if err != nil {
 		return nil, err
 	}
-	i := &Instance{code: c, config: config, next: -1}
-	if i.config.Run == 0 {
-		i.config.Run = time.Minute
-	}
-	for longest := c.longest.Load(); int64(i.config.Run) > longest; longest = c.longest.Load() {
-		c.longest.CompareAndSwap(longest, int64(i.config.Run))
-	}
-	i.output.log = config.Host.Log
+	i := &Instance{code: c, next: -1}
 	i.store = wasmtime.NewStoreWithData(c.engine, i)
-	memory := int64(-1)
-	if config.Memory > 0 {
-		memory = config.Memory
-	}
-	i.store.Limiter(memory, maxTable, 1, 1, 1)
+	i.serve(config)
 	i.resetDeadline()
 	c.ticker.enter() // for a start function
 	defer c.ticker.leave()
@@ -116,6 +114,24 @@ func (c *Code) Instantiate(config Config) (*Instance, error) {
 		return nil, errors.New("instantiating the module: its exports have the wrong types")
 	}
 	return i, nil
+}
+
+// serve makes the instance one with this configuration.
+func (i *Instance) serve(config Config) {
+	i.config = config
+	if i.config.Run == 0 {
+		i.config.Run = time.Minute
+	}
+	c := i.code
+	for longest := c.longest.Load(); int64(i.config.Run) > longest; longest = c.longest.Load() {
+		c.longest.CompareAndSwap(longest, int64(i.config.Run))
+	}
+	i.output.log = config.Host.Log
+	memory := int64(-1)
+	if config.Memory > 0 {
+		memory = config.Memory
+	}
+	i.store.Limiter(memory, maxTable, 1, 1, 1)
 }
 
 // Close frees the guest's memory.

@@ -277,6 +277,72 @@ func TestRestoreOfRuns(t *testing.T) {
 	}
 }
 
+// TestSpare: the guest after one that was restored has the pages already that the one
+// before needed, is as fresh as any otherwise, and is the next one's no more.
+func TestSpare(t *testing.T) {
+	code := newCode(t, watText(`
+		(i32.store8 (i32.const 0) (i32.const 1))
+		(global.set $g (memory.grow (i32.const 2000)))`), "g")
+	instance := func() *runtime.Instance {
+		t.Helper()
+		i, err := code.Instantiate(newHost(t).config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(i.Close)
+		return i
+	}
+	held := func(i *runtime.Instance) int {
+		t.Helper()
+		n, err := i.Resident()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int(n) / runtime.PageSize
+	}
+	code.Prepared()
+	if n := held(instance()); n != 0 {
+		t.Errorf("%d pages, and no guest was restored yet", n)
+	}
+	first := instance()
+	if err := first.Grow(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	beyond := int(first.MemorySize()/int64(runtime.PageSize)) - 1
+	one := runtime.AppendDelta(nil, bytes.Repeat([]byte{1}, runtime.PageSize), nil)
+	want := map[int][]byte{1: one, 2: one, 5: one, beyond: one}
+	restore(t, first, want)
+	code.Prepared()
+	code.Prepared() // there is one
+
+	spare, other := instance(), instance()
+	if n := held(spare); n != 3 {
+		t.Errorf("the spare has %d pages of its own, want those 3 of %d that a fresh guest has", n, len(want))
+	}
+	if n := held(other); n != 0 {
+		t.Errorf("the one after has %d pages", n)
+	}
+	if !bytes.Equal(spare.Memory(), other.Memory()) || len(dirty(t, spare)) > 0 {
+		t.Error("the spare is not as fresh as another")
+	}
+	if err := spare.Grow(first.MemorySize()); err != nil {
+		t.Fatal(err)
+	}
+	restore(t, spare, want)
+	if !bytes.Equal(spare.Memory(), first.Memory()) {
+		t.Error("other memory after a restore")
+	}
+	if got := dirty(t, spare); !maps.EqualFunc(got, want, bytes.Equal) {
+		t.Errorf("pages %v are dirty, want %v", slices.Collect(maps.Keys(got)), slices.Collect(maps.Keys(want)))
+	}
+	if err := spare.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if g, err := spare.Globals(); err != nil || g[0] != 1<<32-1 {
+		t.Errorf("it grew beyond its limit: %v, %v", g, err)
+	}
+}
+
 // TestRestoreOfAGoGuest: a guest that is made again of pages and globals is the
 // same: it has the same memory, and does the same next.
 func TestRestoreOfAGoGuest(t *testing.T) {
@@ -565,7 +631,10 @@ func TestUnload(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("loaded %d times", len(loads))
 		}
-		run().Close()
+		i := run()
+		restore(t, i, map[int][]byte{1: runtime.AppendDelta(nil, bytes.Repeat([]byte{1}, runtime.PageSize), nil)})
+		i.Close()
+		code.Prepared() // which does not keep it
 		time.Sleep(3 * idle)
 	}
 	stays := run()

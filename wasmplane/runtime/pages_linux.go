@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"iter"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // PageSize is the unit of Dirty, in bytes.
@@ -29,7 +27,7 @@ func (i *Instance) Dirty() (iter.Seq2[int, []byte], error) {
 		return nil, err
 	}
 	if i.fresh == nil {
-		if i.fresh, err = i.code.Instantiate(i.config); err != nil {
+		if i.fresh, err = i.code.instantiate(i.config); err != nil {
 			return nil, fmt.Errorf("making a guest to compare with: %w", err)
 		}
 	}
@@ -70,12 +68,14 @@ func (i *Instance) Restore(read func(page func(index int, delta []byte) error) e
 	first := 0     // page of those that are collected, one after the other
 	var ends []int // of their deltas
 	var deltas []byte
+	var runs []pageRun
+	needed := 0
 	flush := func() error {
 		pages := memory[first*PageSize : (first+len(ends))*PageSize]
-		if len(pages) > 0 {
-			// In one go, and not with a fault for each page, which takes longer than all the
-			// rest, in virtual machines above all. Linux before 5.14 cannot, and faults.
-			_ = unix.Madvise(pages, unix.MADV_POPULATE_WRITE)
+		populate(pages)
+		if len(ends) > 0 && needed < maxSpare {
+			needed += len(ends)
+			runs = append(runs, pageRun{first, len(ends)})
 		}
 		start := 0
 		for k, end := range ends {
@@ -101,10 +101,13 @@ func (i *Instance) Restore(read func(page func(index int, delta []byte) error) e
 		ends = append(ends, len(deltas))
 		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = flush()
 	}
-	return flush()
+	if err == nil {
+		i.code.needs(runs)
+	}
+	return err
 }
 
 // own returns the indexes of the pages that are not, or no longer, shared with

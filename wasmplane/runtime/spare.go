@@ -1,0 +1,100 @@
+package runtime
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
+)
+
+// maxSpare bounds what a spare holds, in pages: about what a controller has of its own.
+const maxSpare = 512
+
+// spare is an instance that waits for the next guest, and has already those pages of
+// its own that the guest before needed: to make pages private takes the kernel longer
+// than all the rest of a restore. It leaves with the module.
+type spare struct {
+	task sync.WaitGroup
+
+	// Guarded by Code.mu.
+	instance *Instance // not counted in Code.instances
+	making   bool
+	pages    []pageRun // that the last guest to be restored needed
+}
+
+// pageRun is pages of a linear memory, one after the other.
+type pageRun struct{ first, count int }
+
+// Prepare makes the next Restore faster, unless that has been done. It does not wait.
+func (c *Code) Prepare() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.spare
+	if s.instance != nil || s.making || c.module == nil || len(s.pages) == 0 {
+		return
+	}
+	s.making = true
+	pages := s.pages
+	s.task.Go(func() {
+		i, err := c.instantiate(Config{Host: nobody{}, Mailbox: NewMailbox(func() {})})
+		if err == nil {
+			i.populate(pages)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s.making = false
+		if err == nil { // without, the next wake takes longer and will tell
+			s.instance = i
+			c.leave()
+		}
+	})
+}
+
+// takeSpare returns the spare, or nil.
+func (c *Code) takeSpare() *Instance {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.spare.instance
+	if i != nil {
+		c.spare.instance = nil
+		c.instances++
+	}
+	return i
+}
+
+// needs notes the pages of a guest that was restored.
+func (c *Code) needs(pages []pageRun) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.spare.pages = pages
+}
+
+// populate makes pages the instance's own, those that it has.
+func (i *Instance) populate(pages []pageRun) {
+	memory := i.Memory()
+	for _, p := range pages {
+		if end := (p.first + p.count) * PageSize; end <= len(memory) {
+			populate(memory[p.first*PageSize : end])
+		}
+	}
+}
+
+// populate makes pages private in one go, and not with a fault for each, which takes
+// longer still, in virtual machines above all. Linux before 5.14 cannot, and faults.
+func populate(pages []byte) {
+	if len(pages) > 0 {
+		_ = unix.Madvise(pages, unix.MADV_POPULATE_WRITE)
+	}
+}
+
+// nobody is the host of a spare, which has not run, but for a start function.
+type nobody struct{}
+
+func (nobody) Request([]byte) uint32                  { return abi.ErrFormat }
+func (nobody) Cancel(uint32)                          {}
+func (nobody) Log(string)                             {}
+func (nobody) Clock() (wall, monotonic time.Duration) { return 0, 0 }
+func (nobody) Random(b []byte)                        { clear(b) }
+func (nobody) Linger(time.Duration) time.Duration     { return 0 }
