@@ -821,7 +821,7 @@ func (g *guest) run(class, reason string, arrived time.Time) {
 	}
 
 	if was == Asleep {
-		g.plane.config.Code.Prepare() // what this guest does may wake another
+		g.plane.prepare() // what this guest does may wake another
 	}
 	_ = g.step() // if the guest ended, it was seen to
 }

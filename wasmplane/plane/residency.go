@@ -143,7 +143,18 @@ func (p *Plane) enforceBudget() {
 func (p *Plane) scarce() {
 	p.config.Log.Debug("memory is scarce: idle controllers are put to sleep")
 	p.notePressure(time.Now())
+	p.config.Code.DropSpare()
 	p.enforceBudget()
+}
+
+// prepare makes the next wake faster, unless memory is scarce.
+func (p *Plane) prepare() {
+	p.mu.Lock()
+	pressed := time.Since(p.pressedAt) < pressureLasts
+	p.mu.Unlock()
+	if !pressed {
+		p.config.Code.Prepare()
+	}
 }
 
 func (p *Plane) notePressure(now time.Time) {

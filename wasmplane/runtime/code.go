@@ -80,10 +80,7 @@ func (c *Code) unload() {
 	if c.instances > 0 || c.module == nil {
 		return
 	}
-	if i := c.spare.instance; i != nil {
-		i.store.Close()
-		c.spare.instance = nil
-	}
+	c.dropSpare()
 	c.module.Close()
 	c.module = nil
 }

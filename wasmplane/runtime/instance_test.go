@@ -313,6 +313,11 @@ func TestSpare(t *testing.T) {
 	want := map[int][]byte{1: one, 2: one, 5: one, beyond: one}
 	restore(t, first, want)
 	code.Prepared()
+	code.DropSpare()
+	if n := held(instance()); n != 0 {
+		t.Errorf("%d pages, though the spare was dropped", n)
+	}
+	code.Prepared()
 	code.Prepared() // there is one
 
 	spare, other := instance(), instance()

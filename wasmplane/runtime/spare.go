@@ -52,6 +52,21 @@ func (c *Code) Prepare() {
 	})
 }
 
+// DropSpare releases the memory of what Prepare made.
+func (c *Code) DropSpare() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dropSpare()
+}
+
+// dropSpare is DropSpare with c.mu held.
+func (c *Code) dropSpare() {
+	if i := c.spare.instance; i != nil {
+		i.store.Close()
+		c.spare.instance = nil
+	}
+}
+
 // takeSpare returns the spare, or nil.
 func (c *Code) takeSpare() *Instance {
 	c.mu.Lock()
