@@ -44,7 +44,15 @@ func TestTrap(t *testing.T) {
 			_, wakeErr := s.Tell(ctx, victim, "wake") // has one prepared
 			return errors.Join(err, wakeErr)
 		}
-		_, err = s.Tell(ctx, victim, "wake")
+		if _, err := s.Tell(ctx, victim, "wake"); err != nil {
+			return err
+		}
+		all, err := s.Controllers(ctx)
+		for _, c := range all {
+			if (c.State == "asleep") == (c.Name == victim) {
+				return fmt.Errorf("%s is %s, and may have taken another's memory", c.Name, c.State)
+			}
+		}
 		return err
 	})
 	logged := s.logSize()
