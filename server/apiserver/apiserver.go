@@ -93,6 +93,7 @@ func defaults(cfg Config) map[string]string {
 		"api-audiences":                      issuer,
 		"service-account-key-file":           tls(pki.ServiceKey),
 		"service-account-signing-key-file":   tls(pki.ServiceKey),
+		"watch-cache-sizes":                  watchCacheSizes(),
 		// One server needs no lease on the kubernetes Service's endpoints, renewed every ten seconds on
 		// the disk; this reconciler writes when something is wrong.
 		"endpoint-reconciler-type": "master-count",

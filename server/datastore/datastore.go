@@ -55,6 +55,16 @@ type Store struct {
 // emulatedEtcd is the etcd version reported to the API server, which switches features by it.
 const emulatedEtcd = "3.6.11"
 
+const (
+	// notifyInterval is how often the API server's watch caches are told of the present revision without
+	// having asked, etcd's default (mvcc.progressReportInterval). They ask when they need it. Kine's five
+	// seconds take half of what an idle server does.
+	notifyInterval = 10 * time.Minute
+	// pollInterval is how often kine looks for what it has not been notified of. Nobody else writes to the
+	// database, and kine notifies itself.
+	pollInterval = 10 * time.Second
+)
+
 // params opens the database the way kine needs it. synchronous=FULL: every commit reaches the disk before
 // it is acknowledged, as with etcd. NORMAL would lose the last commits at a power cut although somebody
 // may have been told of them. VACUUM at each start would write the whole file again.
@@ -103,14 +113,14 @@ func (s *Store) Serve(ctx context.Context, ready func()) error {
 		WaitGroup:           &wg,
 		Listener:            Endpoint(s.data),
 		Endpoint:            "sqlite://" + s.dsn(),
-		NotifyInterval:      5 * time.Second,
+		NotifyInterval:      notifyInterval,
 		EmulatedETCDVersion: emulatedEtcd,
 		// The API server compacts; these bound one step of it.
 		CompactTimeout:   5 * time.Second,
 		CompactMinRetain: 1000,
 		CompactBatchSize: 1000,
 		PollBatchSize:    500,
-		PollInterval:     time.Second,
+		PollInterval:     pollInterval,
 	})
 	if err != nil {
 		return fmt.Errorf("serving the database %s: %w", s.data.Database(), err)
