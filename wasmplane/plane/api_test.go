@@ -29,6 +29,7 @@ type world struct {
 	cut     int // events after which each watch is ended; 0: never
 	watches int // that were asked for
 	open    int // that go on
+	awaited int // changes that are waited for
 	lists   int // that were asked for
 	ended   int // how often all watches were ended
 
@@ -83,6 +84,40 @@ func (w *world) event(typ, name string, o stored, annotations map[string]string)
 		"value":    o.value,
 	}})
 	return string(b) + "\n"
+}
+
+// await implements Await.
+func (w *world) await(_ string, since uint64, changed func(before uint64)) (stop func(), ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if uint64(len(w.events)+1) > since {
+		return nil, false
+	}
+	w.awaited++
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.awaited--
+			w.announce()
+		}()
+		for {
+			w.mu.Lock()
+			now, next := uint64(len(w.events)+1), w.changed
+			w.mu.Unlock()
+			if now > since {
+				changed(since)
+				return
+			}
+			select {
+			case <-next:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return cancel, true
 }
 
 // state is every object with its value, as the guest "mirror" puts it.

@@ -74,7 +74,7 @@ func foldOf(events ...string) string {
 }
 
 // startAll runs a plane with several guests, which watch the same objects.
-func startAll(t *testing.T, dir string, apis map[string]*api, change func(*Config)) *running {
+func startAll(t *testing.T, dir string, apis map[string]*api, change func(*Config, *Host)) *running {
 	t.Helper()
 	return start(t, dir, nil, controllers.Declaration{}, func(c *Config, h *Host) {
 		c.Guests = nil
@@ -83,7 +83,7 @@ func startAll(t *testing.T, dir string, apis map[string]*api, change func(*Confi
 		}
 		h.Transport = func(user string) http.RoundTripper { return apis[user] }
 		if change != nil {
-			change(c)
+			change(c, h)
 		}
 	})
 }
@@ -159,7 +159,7 @@ func TestFailedGuestStartsAgain(t *testing.T) {
 func TestBudgetReleasesAll(t *testing.T) {
 	names := []string{"fold", "loop", "panic"}
 	apis := usersOf(names...)
-	p := startAll(t, t.TempDir(), apis, func(c *Config) { c.MemoryBudget = 1 })
+	p := startAll(t, t.TempDir(), apis, func(c *Config, _ *Host) { c.MemoryBudget = 1 })
 	asleep := func(all []Status) bool {
 		for _, s := range all {
 			if s.State != Asleep {
@@ -249,7 +249,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	said := &lines{}
-	logged := func(c *Config) {
+	logged := func(c *Config, _ *Host) {
 		log := logrus.New()
 		log.SetOutput(said)
 		c.Log = logrus.NewEntry(log)
@@ -350,7 +350,7 @@ func (l *lines) String() string {
 func TestStopsWhileAGuestRuns(t *testing.T) {
 	names := []string{"loop", "restless"}
 	apis := usersOf(names...)
-	p := startAll(t, t.TempDir(), apis, func(c *Config) {
+	p := startAll(t, t.TempDir(), apis, func(c *Config, _ *Host) {
 		for k := range c.Guests {
 			c.Guests[k].RunLimit = time.Hour
 		}

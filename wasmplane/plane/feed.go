@@ -6,11 +6,18 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // maxFill is how full a guest's mailbox may be for its watches to follow feeds. One
 // that could take a few more events only would soon have to leave again.
 const maxFill = 0.5
+
+// restAfter is for how long nothing has happened to the objects of a feed when its
+// watch in the API server ends, until something does. An open watch costs the API
+// server more than ten goroutines, one of them with a stack of 32 KiB, and to open one
+// takes about a millisecond.
+const restAfter = time.Minute
 
 // feeds are the watches in the API server that guests share: one for all that
 // watch the same objects in the same form. Who watches metadata alone follows the
@@ -18,10 +25,17 @@ const maxFill = 0.5
 // can be cut out. A feed keeps no events. Who has
 // not seen its newest event reads a watch of its own up to there: the API server
 // remembers the events already.
+//
+// Where nothing happens a feed rests: without a watch, until Host.Await says that
+// something has changed. Then the watch goes on from the version before.
 type feeds struct {
 	ctx     context.Context // of every watch in the API server
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+	after   time.Duration // restAfter
+
+	// Set before any guest runs.
+	await Await
 
 	// Guards what follows and all feeds. It is taken before any guest.mu, and held
 	// while an event is handed to all followers, which takes some microseconds.
@@ -32,32 +46,52 @@ type feeds struct {
 
 // feed is one watch in the API server, and the guests' watches that follow it.
 type feed struct {
-	*apiWatch
-	feeds *feeds
-	key   feedKey
+	feeds  *feeds
+	key    feedKey
+	form   string
+	prints *prints
+	begun  time.Time
+
+	watch *apiWatch // nil while it rests, and until it is open again
+	rouse func()    // has it no longer wait for a change; nil: it does not
+	rests *time.Timer
+	heard time.Time // when the last event came, or the watch was opened
 	// newest is the revision of the newest event, or from which the feed began.
 	// Who has seen it has missed nothing.
-	newest    uint64
+	newest uint64
+	// upTo is that up to which the watch has told everything.
+	upTo      uint64
 	followers []*exchange
 }
 
 func newFeeds() *feeds {
-	s := &feeds{open: map[feedKey]*feed{}, past: map[feedKey]*prints{}}
+	s := &feeds{open: map[feedKey]*feed{}, past: map[feedKey]*prints{}, after: restAfter}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
 // stop ends all feeds and returns when their goroutines have.
 func (s *feeds) stop() {
+	s.mu.Lock()
 	s.cancel()
+	for _, f := range s.open {
+		f.release()
+	}
+	s.mu.Unlock()
 	s.running.Wait()
 }
 
-// count is how many there are.
+// count is how many have a watch in the API server.
 func (s *feeds) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.open)
+	n := 0
+	for _, f := range s.open {
+		if f.watch != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // share has a watch follow the feed of its objects instead of reading w. If there
@@ -90,14 +124,14 @@ func (s *feeds) share(x *exchange, w *apiWatch) bool {
 
 // begin makes a feed of a watch; feeds.mu is held.
 func (s *feeds) begin(key feedKey, w *apiWatch, seen uint64) *feed {
-	w.detach()
 	w.prints.inherit(s.past[key])
 	delete(s.past, key)
-	f := &feed{apiWatch: w, feeds: s, key: key, newest: seen}
+	f := &feed{feeds: s, key: key, form: w.form, prints: w.prints, begun: time.Now(), newest: seen, upTo: seen}
+	f.rests = time.AfterFunc(s.after, f.rest)
+	f.follow(w)
 	s.open[key] = f
-	s.running.Go(f.run)
 	if metadata := s.open[feedKey{key.objects, onlyMetadata}]; metadata != nil && key.form == wholeObjects {
-		metadata.cancel() // its followers come here
+		metadata.end(nil) // its followers come here
 	}
 	return f
 }
@@ -137,37 +171,57 @@ func (s *feeds) leave(x *exchange) {
 	}
 }
 
+// follow hands out what a watch says; feeds.mu is held.
+func (f *feed) follow(w *apiWatch) {
+	w.detach()
+	f.watch, f.heard = w, time.Now()
+	f.feeds.running.Go(func() { f.run(w) })
+}
+
 // run hands out events until the watch ends.
-func (f *feed) run() {
+func (f *feed) run(w *apiWatch) {
+	defer w.close()
 	for {
-		ev, raw, err := f.next()
-		switch {
-		case err == nil && ev.Type == errorEvent:
-			f.end(raw)
-		case err != nil || !f.hand(ev, raw):
-			f.end(nil)
-		default:
+		ev, raw, err := w.next()
+		if err == nil && ev.Type != errorEvent && f.hand(w, ev, raw) {
 			continue
 		}
+		if err != nil {
+			raw = nil
+		}
+		f.feeds.mu.Lock()
+		if f.watch == w {
+			f.end(raw)
+		}
+		f.feeds.mu.Unlock()
 		return
 	}
 }
 
 // hand gives an event or a bookmark to all followers. One that cannot take it now
 // leaves, so that the others need not wait for it. It fails if the event cannot be
-// told from others by its version.
-func (f *feed) hand(ev event, raw []byte) bool {
+// told from others by its version, or if it is not this watch any more that the feed
+// follows.
+func (f *feed) hand(w *apiWatch, ev event, raw []byte) bool {
 	revision, err := strconv.ParseUint(ev.Revision, 10, 64)
-	if err != nil {
+	f.feeds.mu.Lock()
+	defer f.feeds.mu.Unlock()
+	if err != nil || f.watch != w {
 		return false
 	}
 	ev.Refresh = f.prints.note(ev, raw)
-	f.feeds.mu.Lock()
-	defer f.feeds.mu.Unlock()
+	f.tell(ev, raw, revision)
+	return true
+}
+
+// tell is hand for an event of which the version is known; feeds.mu is held.
+func (f *feed) tell(ev event, raw []byte, revision uint64) {
+	f.upTo = max(f.upTo, revision)
 	if ev.Type != bookmark {
-		f.newest = max(f.newest, revision)
+		f.newest, f.heard = max(f.newest, revision), time.Now()
 	}
 	var metadata []byte
+	var err error
 	f.retain(func(x *exchange) bool {
 		told := raw
 		if x.form != f.form && ev.Type != bookmark {
@@ -183,37 +237,120 @@ func (f *feed) hand(ev event, raw []byte) bool {
 		x.goOn(nil)
 		return false
 	})
-	return true
+}
+
+// rest ends the watch in the API server, if nothing has happened for a while and it
+// is known when something does.
+func (f *feed) rest() {
+	s := f.feeds
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.watch == nil {
+		return
+	}
+	if left := s.after - time.Since(f.heard); left > 0 {
+		f.rests.Reset(left)
+		return
+	}
+	if s.await == nil {
+		return
+	}
+	rouse, ok := s.await(f.followers[0].resource, f.upTo, f.roused)
+	if !ok {
+		f.rests.Reset(s.after)
+		return
+	}
+	f.watch.cancel()
+	f.watch, f.rouse = nil, rouse
+}
+
+// roused has a feed that rests go on. Up to the given version nothing has changed.
+func (f *feed) roused(before uint64) {
+	s := f.feeds
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.rouse == nil || s.ctx.Err() != nil {
+		return // it has ended
+	}
+	f.rouse = nil
+	now := event{Type: bookmark, Revision: strconv.FormatUint(before, 10)}
+	f.prints.note(now, nil)
+	f.tell(now, nil, before)
+	x := f.opener()
+	if x == nil {
+		f.end(nil)
+		return
+	}
+	s.running.Go(func() {
+		w, _, err := x.reopen(now.Revision)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case s.open[f.key] != f:
+			if w != nil {
+				w.close()
+			}
+		case err != nil || w == nil || w.form != f.form:
+			if w != nil {
+				w.close()
+			}
+			f.end(nil) // each of them finds out why
+		default:
+			f.follow(w)
+			f.rests.Reset(s.after)
+		}
+	})
+}
+
+// opener is a follower under whose identity the watch can go on; feeds.mu is held. It
+// is nil if there is none, or if it is time that the API server decides anew who of
+// them may watch.
+func (f *feed) opener() *exchange {
+	if time.Since(f.begun) < watchTimeout {
+		for _, x := range f.followers {
+			if x.form == f.form {
+				return x
+			}
+		}
+	}
+	return nil
 }
 
 // retain drops the other followers, and ends the feed if none is left; feeds.mu is held.
 func (f *feed) retain(stays func(*exchange) bool) {
 	f.followers = slices.DeleteFunc(f.followers, func(x *exchange) bool { return !stays(x) })
 	if len(f.followers) == 0 {
-		f.forget()
-		f.cancel()
+		f.end(nil)
 	}
 }
 
-// end has all followers go on by themselves; expired is as in exchange.keep.
+// end has all followers go on by themselves; expired is as in exchange.keep. feeds.mu
+// is held.
 func (f *feed) end(expired []byte) {
-	f.close()
-	f.feeds.mu.Lock()
-	defer f.feeds.mu.Unlock()
-	f.forget()
+	f.release()
+	if f.feeds.open[f.key] == f {
+		delete(f.feeds.open, f.key) // makes room for another
+	}
 	if f.prints.newerThan(f.feeds.past[f.key]) {
 		f.feeds.past[f.key] = f.prints
 	}
-	for _, x := range f.followers {
+	followers := f.followers
+	f.followers = nil
+	for _, x := range followers {
 		x.feed = nil
 		x.goOn(expired)
 	}
-	f.followers = nil
 }
 
-// forget makes room for another feed of the same objects; feeds.mu is held.
-func (f *feed) forget() {
-	if f.feeds.open[f.key] == f {
-		delete(f.feeds.open, f.key)
+// release ends the watch, or the wait for a change; feeds.mu is held.
+func (f *feed) release() {
+	f.rests.Stop()
+	if f.watch != nil {
+		f.watch.cancel()
+		f.watch = nil
+	}
+	if f.rouse != nil {
+		f.rouse()
+		f.rouse = nil
 	}
 }

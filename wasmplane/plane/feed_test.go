@@ -39,20 +39,25 @@ func (w *world) awaitOpen(t testing.TB, want int) {
 // TestModelOfSharedWatches runs random events through guests that watch the same
 // objects, while they are put to sleep, the plane is stopped and started, watches
 // end, and the API server forgets the past or refuses one of them, all at random.
-// Each guest must have seen everything in the end, through a single watch.
+// Each guest must have seen everything in the end, through a single watch, or, where
+// feeds rest, without one.
 func TestModelOfSharedWatches(t *testing.T) {
 	for name, lists := range map[string]bool{
 		"fold":   false, // it wants each event
 		"mirror": true,  // it wants to know what there is: it can list again, and events may wait
 	} {
-		for seed := range uint64(3) {
+		for seed := range uint64(4) {
+			rests := seed%2 == 1
 			t.Run(fmt.Sprint(name, " seed ", seed), func(t *testing.T) {
 				random := rand.New(rand.NewPCG(seed, 5))
 				names := []string{name, name + "-2", name + "-3"}
 				apis := usersOf(names...)
 				world := apis[name].world
 				dir := t.TempDir()
-				lazy := func(c *Config) {
+				lazy := func(c *Config, h *Host) {
+					if rests {
+						h.Await = world.await
+					}
 					if !lists {
 						return
 					}
@@ -104,6 +109,10 @@ func TestModelOfSharedWatches(t *testing.T) {
 						world.mu.Lock()
 						world.cut = random.IntN(10)
 						world.mu.Unlock()
+					case 8, 9:
+						if rests {
+							time.Sleep(3 * time.Millisecond)
+						}
 					}
 				}
 				world.mu.Lock()
@@ -120,7 +129,11 @@ func TestModelOfSharedWatches(t *testing.T) {
 						a.await(t, "fold of "+object+" by "+user, func(m map[string]string) bool { return m[object] == want })
 					}
 				}
-				world.awaitOpen(t, 1)
+				if rests {
+					world.awaitOpen(t, 0)
+				} else {
+					world.awaitOpen(t, 1)
+				}
 				for _, s := range p.List() {
 					if s.Restarts != 0 {
 						t.Errorf("%s was ended: %s", s.Name, s.LastError)
@@ -212,6 +225,91 @@ func TestOneWatchForAll(t *testing.T) {
 	w.awaitOpen(t, 0)
 	if n := bares[0].plane.feeds.count(); n != 0 {
 		t.Errorf("%d feeds", n)
+	}
+}
+
+// TestFeedRests: where nothing happens there is no watch, and all the same nobody
+// misses anything.
+func TestFeedRests(t *testing.T) {
+	bares, apis := bareUsers(t, 3)
+	w, feeds := apis[0].world, bares[0].plane.feeds
+	feeds.after, feeds.await = 10*time.Millisecond, w.await
+	follow(t, bares, w)
+	all := func() {
+		t.Helper()
+		for _, b := range bares {
+			b.seen(w.version())
+		}
+	}
+	asked := 3
+	for n := range 5 {
+		w.awaitOpen(t, 0)
+		if n := feeds.count(); n != 0 {
+			t.Errorf("%d feeds have a watch", n)
+		}
+		w.put("MODIFIED", "x", fmt.Sprint(n))
+		all()
+		asked++
+	}
+	w.mu.Lock()
+	if w.watches != asked {
+		t.Errorf("%d watches were asked for, want %d", w.watches, asked)
+	}
+	w.mu.Unlock()
+
+	// One that joins while it rests, and has seen what nobody else has.
+	w.awaitOpen(t, 0)
+	bares[2].Cancel(1)
+	follow(t, bares[2:], w)
+	w.awaitOpen(t, 0)
+	w.put("MODIFIED", "x", "joined")
+	all()
+	if n := bares[2].pushed.Load(); n != 1+5+1+1 { // heads and events
+		t.Errorf("%d frames", n)
+	}
+
+	// Who is refused when it goes on is told so, and the others go on.
+	w.awaitOpen(t, 0)
+	w.mu.Lock()
+	apis[0].refuse = []int{http.StatusForbidden, http.StatusForbidden}
+	w.mu.Unlock()
+	w.put("MODIFIED", "x", "refused")
+	bares[0].until("the refusal", func() bool { return len(bares[0].exchanges) == 0 })
+	bares = bares[1:]
+	all()
+
+	// Each of them is asked for anew after an hour.
+	w.awaitOpen(t, 0)
+	feeds.mu.Lock()
+	for _, f := range feeds.open {
+		f.begun = f.begun.Add(-watchTimeout)
+	}
+	feeds.mu.Unlock()
+	w.mu.Lock()
+	asked = w.watches + len(bares)
+	w.mu.Unlock()
+	w.put("MODIFIED", "x", "an hour later")
+	all()
+	w.awaitOpen(t, 0)
+	w.mu.Lock()
+	if w.watches != asked {
+		t.Errorf("%d watches were asked for, want %d", w.watches, asked)
+	}
+	w.mu.Unlock()
+
+	for _, b := range bares {
+		b.Cancel(1)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		w.mu.Lock()
+		awaited := w.awaited
+		w.mu.Unlock()
+		if awaited == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d changes are waited for, and nobody is there", awaited)
+		}
 	}
 }
 

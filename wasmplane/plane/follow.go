@@ -178,6 +178,11 @@ func (x *exchange) renew(revision string) (w *apiWatch, expired []byte, err erro
 	if err := x.guest.mailbox.Room(x.ctx); err != nil {
 		return nil, nil, err // nobody would read it
 	}
+	return x.reopen(revision)
+}
+
+// reopen is renew without waiting for the guest.
+func (x *exchange) reopen(revision string) (w *apiWatch, expired []byte, err error) {
 	query := x.url.Query()
 	query.Set("resourceVersion", revision)
 	query.Del("resourceVersionMatch")

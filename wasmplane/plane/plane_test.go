@@ -60,6 +60,9 @@ func start(t *testing.T, dir string, rt http.RoundTripper, d controllers.Declara
 		change(&config, &host)
 	}
 	p := New(config)
+	if host.Await != nil {
+		p.feeds.after = time.Millisecond
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	ready := make(chan struct{})
