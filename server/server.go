@@ -92,6 +92,8 @@ type Host struct {
 	Transport func(user string, groups []string) http.RoundTripper
 	// Datastore says which store this is, and where in its history this run began.
 	Datastore datastore.Identity
+	// Changes says when objects change; nil: nobody can.
+	Changes Changes
 	// Native are the names of what runs natively beside the Plane.
 	Native []string
 	// ControllerManager is upstream's internal configuration of all controllers, as encoding/json writes it.
@@ -102,6 +104,16 @@ type Host struct {
 	FeatureGates map[string]bool
 	// Files reads the files of which a controller is told in its configuration, by path.
 	Files func(controller string) (map[string]string, error)
+}
+
+// Changes says when objects of a resource ("pods", "leases.coordination.k8s.io") change. It is safe for concurrent
+// use.
+type Changes interface {
+	// UpTo is a version up to which none has become newer than since: since itself where that cannot be told.
+	UpTo(resource string, since uint64) uint64
+	// Await calls changed once, when one has become newer than since, with a version up to which none had. stop
+	// has it not do so. It is not ok where that cannot be told.
+	Await(resource string, since uint64, changed func(before uint64)) (stop func(), ok bool)
 }
 
 // Guests are the upstream names of what a Plane has to run for a server with cfg: the enabled controllers and
@@ -321,6 +333,7 @@ const (
 	manifestsService   = "manifests"
 	schedulerService   = "scheduler"
 	controllersService = "controllers"
+	changesService     = "changes"
 	planeService       = "plane"
 	readyService       = "ready"
 )
@@ -356,10 +369,19 @@ func (s *server) services(listener net.Listener) []service.Service {
 	if plane := s.cfg.Plane; plane != nil {
 		s.api.Handle(PlanePath, plane)
 		legacyregistry.RawMustRegister(plane)
-		services = append(services, service.Service{Name: planeService, Needs: []string{apiService, manifestsService}, Run: func(ctx context.Context, ready func()) error {
+		needs := []string{apiService, manifestsService}
+		changes := s.api.Changes()
+		if changes != nil {
+			services = append(services, service.Service{Name: changesService, Needs: []string{datastoreService}, Run: changes.Run})
+			needs = append(needs, changesService)
+		}
+		services = append(services, service.Service{Name: planeService, Needs: needs, Run: func(ctx context.Context, ready func()) error {
 			host, err := s.host(ctx)
 			if err != nil {
 				return err
+			}
+			if changes != nil {
+				host.Changes = changes
 			}
 			return plane.Run(ctx, host, ready)
 		}})

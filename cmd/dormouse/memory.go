@@ -13,8 +13,10 @@ const (
 	// gcPercent is the garbage collector's target: less memory for a little more CPU than Go's default of 100.
 	gcPercent = 50
 	// settled is how long after the start what only the start needed is given back: most of it. By then the
-	// controllers have seen the cluster. A minute later they have gone to sleep, which leaves some more.
-	settled = 15 * time.Second
+	// controllers have seen the cluster. In the minutes after it they go to sleep, and then their watches rest,
+	// which leaves some more: that is given back for settling more times.
+	settled  = 15 * time.Second
+	settling = 3
 	// returnEvery is how often it is looked whether memory has grown by so much that it is worth a garbage
 	// collection to give it back: by worthReturning bytes after a minute, half of it after two, and so on. Go
 	// itself gives back what lies far above its target, and keeps the rest for good. A burst of work is gone
@@ -53,7 +55,7 @@ func (k memoryKeeper) run(ctx context.Context) {
 			return
 		}
 		ticker.Reset(returnEvery)
-		starting := n < 2
+		starting := n <= settling
 		if starting {
 			shrinkStacks()
 		}

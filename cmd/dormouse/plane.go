@@ -87,6 +87,7 @@ func (p *wasmPlane) Run(ctx context.Context, host server.Host, ready func()) err
 		Transport: func(user string) http.RoundTripper { return host.Transport(user, nil) },
 		Datastore: plane.Datastore(host.Datastore),
 		Native:    host.Native,
+		Changes:   host.Changes,
 		Setup:     func(name string) (plane.Setup, error) { return setUp(host, name) },
 	}, ready)
 }

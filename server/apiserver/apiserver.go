@@ -47,6 +47,7 @@ type Config struct {
 // Server is an API server. Its methods may be called from any goroutine; Transport and Handle have
 // their conditions.
 type Server struct {
+	etcd     string
 	options  *apioptions.ServerRunOptions
 	handlers map[string]http.Handler
 	chain    http.Handler // set before ready
@@ -55,7 +56,7 @@ type Server struct {
 // New parses the flags of cfg. Nothing is read or started: the flags of all components have to be parsed
 // before any feature gate is looked at.
 func New(cfg Config) (*Server, error) {
-	s := &Server{options: apioptions.NewServerRunOptions(), handlers: map[string]http.Handler{}}
+	s := &Server{etcd: cfg.Etcd, options: apioptions.NewServerRunOptions(), handlers: map[string]http.Handler{}}
 	flags := s.options.Flags()
 	return s, options.Parse("kube-apiserver-arg", flags.FlagSets, defaults(cfg), cfg.Args)
 }

@@ -14,8 +14,8 @@ import (
 	_ "k8s.io/kubernetes/pkg/controlplane" // all of upstream's resources
 )
 
-// The API server ignores names that it does not know.
-func TestUncachedResourcesExist(t *testing.T) {
+// resources are those that upstream has, and some names that are none.
+func resources() map[schema.GroupResource]bool {
 	known := map[schema.GroupResource]bool{
 		apiextensionsv1.Resource("customresourcedefinitions"): true,
 		apiregistrationv1.Resource("apiservices"):             true,
@@ -24,6 +24,12 @@ func TestUncachedResourcesExist(t *testing.T) {
 		resource, _ := meta.UnsafeGuessKindToResource(kind)
 		known[resource.GroupResource()] = true
 	}
+	return known
+}
+
+// The API server ignores names that it does not know.
+func TestUncachedResourcesExist(t *testing.T) {
+	known := resources()
 	sizes, err := options.ParseWatchCacheSizes(strings.Split(watchCacheSizes(), ","))
 	if err != nil {
 		t.Fatal(err)

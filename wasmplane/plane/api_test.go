@@ -86,8 +86,11 @@ func (w *world) event(typ, name string, o stored, annotations map[string]string)
 	return string(b) + "\n"
 }
 
-// await implements Await.
-func (w *world) await(_ string, since uint64, changed func(before uint64)) (stop func(), ok bool) {
+// UpTo implements Changes.
+func (w *world) UpTo(_ string, since uint64) uint64 { return since }
+
+// Await implements Changes.
+func (w *world) Await(_ string, since uint64, changed func(before uint64)) (stop func(), ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if uint64(len(w.events)+1) > since {

@@ -26,8 +26,8 @@ const restAfter = time.Minute
 // not seen its newest event reads a watch of its own up to there: the API server
 // remembers the events already.
 //
-// Where nothing happens a feed rests: without a watch, until Host.Await says that
-// something has changed. Then the watch goes on from the version before.
+// Where nothing happens a feed rests: without a watch, until Host.Changes says
+// that something has. Then the watch goes on from the version before.
 type feeds struct {
 	ctx     context.Context // of every watch in the API server
 	cancel  context.CancelFunc
@@ -35,7 +35,7 @@ type feeds struct {
 	after   time.Duration // restAfter
 
 	// Set before any guest runs.
-	await Await
+	changes Changes
 
 	// Guards what follows and all feeds. It is taken before any guest.mu, and held
 	// while an event is handed to all followers, which takes some microseconds.
@@ -108,6 +108,11 @@ func (s *feeds) share(x *exchange, w *apiWatch) bool {
 	f := s.open[key]
 	if whole := s.open[feedKey{x.objects, wholeObjects}]; whole != nil && w.form == onlyMetadata {
 		f = whole
+	}
+	if f != nil && seen < f.newest && s.changes != nil {
+		// It may have missed nothing: a feed begins from the version of a list, which is
+		// that of the whole cluster.
+		seen = s.changes.UpTo(x.resource, seen)
 	}
 	switch {
 	case x.ctx.Err() != nil, f != nil && seen < f.newest, x.guest.mailbox.Fill() > maxFill:
@@ -252,10 +257,10 @@ func (f *feed) rest() {
 		f.rests.Reset(left)
 		return
 	}
-	if s.await == nil {
+	if s.changes == nil {
 		return
 	}
-	rouse, ok := s.await(f.followers[0].resource, f.upTo, f.roused)
+	rouse, ok := s.changes.Await(f.followers[0].resource, f.upTo, f.roused)
 	if !ok {
 		f.rests.Reset(s.after)
 		return

@@ -56,7 +56,7 @@ func TestModelOfSharedWatches(t *testing.T) {
 				dir := t.TempDir()
 				lazy := func(c *Config, h *Host) {
 					if rests {
-						h.Await = world.await
+						h.Changes = world
 					}
 					if !lists {
 						return
@@ -233,7 +233,7 @@ func TestOneWatchForAll(t *testing.T) {
 func TestFeedRests(t *testing.T) {
 	bares, apis := bareUsers(t, 3)
 	w, feeds := apis[0].world, bares[0].plane.feeds
-	feeds.after, feeds.await = 10*time.Millisecond, w.await
+	feeds.after, feeds.changes = 10*time.Millisecond, w
 	follow(t, bares, w)
 	all := func() {
 		t.Helper()

@@ -66,17 +66,23 @@ type Host struct {
 	Transport func(user string) http.RoundTripper
 	Datastore Datastore
 	Native    []string // controllers that run natively, for the list
-	// Await says when objects change; nil: nobody can, and all watches stay open.
-	Await Await
+	// Changes says when objects change; nil: nobody can, and all watches stay open.
+	Changes Changes
 	// Setup says what a guest is started with; nil: nothing. A snapshot of a guest that
 	// was started with something else is not used.
 	Setup func(name string) (Setup, error)
 }
 
-// Await calls changed once, when an object of the resource has become newer than the
-// version since, with a version up to which none had. stop has it not do so. It is not
-// ok, and changed is not called, where that cannot be told of this resource now.
-type Await func(resource string, since uint64, changed func(before uint64)) (stop func(), ok bool)
+// Changes says when objects of a resource ("pods", "leases.coordination.k8s.io") change.
+type Changes interface {
+	// UpTo is a version up to which none has become newer than since: since itself
+	// where that cannot be told.
+	UpTo(resource string, since uint64) uint64
+	// Await calls changed once, when one has become newer than since, with a version up
+	// to which none had. stop has it not do so, but does not wait for a call under way.
+	// It is not ok, and changed is not called, where that cannot be told.
+	Await(resource string, since uint64, changed func(before uint64)) (stop func(), ok bool)
+}
 
 // Setup is what a guest is started with.
 type Setup struct {
@@ -214,7 +220,7 @@ func (p *Plane) open(host Host) error {
 	p.native = host.Native
 	p.mu.Unlock()
 	p.host, p.store, p.marks = host, store, marks
-	p.feeds.await = host.Await
+	p.feeds.changes = host.Changes
 	p.clock.resume(store.Clock())
 
 	known := map[string]bool{}

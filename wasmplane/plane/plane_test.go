@@ -60,7 +60,7 @@ func start(t *testing.T, dir string, rt http.RoundTripper, d controllers.Declara
 		change(&config, &host)
 	}
 	p := New(config)
-	if host.Await != nil {
+	if host.Changes != nil {
 		p.feeds.after = time.Millisecond
 	}
 	ctx, cancel := context.WithCancel(context.Background())
