@@ -35,7 +35,6 @@ func keepMemorySmall() memoryKeeper {
 		return memoryKeeper{off: true}
 	}
 	debug.SetGCPercent(gcPercent)
-	useOneArena()
 	return memoryKeeper{}
 }
 

@@ -19,6 +19,11 @@ const maxFill = 0.5
 // takes about a millisecond.
 const restAfter = time.Minute
 
+// closeAfter is how long a watch stays open that is not needed because there is a feed.
+// One that ends before the datastore has answered stays open there: the client of etcd
+// cancels it at its first event only.
+const closeAfter = time.Second
+
 // feeds are the watches in the API server that guests share: one for all that
 // watch the same objects in the same form. Who watches metadata alone follows the
 // feed of whole objects, if there is one: metadata is a part of their encoding that
@@ -118,7 +123,7 @@ func (s *feeds) share(x *exchange, w *apiWatch) bool {
 	case x.ctx.Err() != nil, f != nil && seen < f.newest, x.guest.mailbox.Fill() > maxFill:
 		return false
 	case f != nil:
-		w.close()
+		time.AfterFunc(closeAfter, w.close)
 	default:
 		f = s.begin(key, w, seen)
 	}
