@@ -25,6 +25,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k3s-io/kine/pkg/drivers/generic"
 	_ "github.com/k3s-io/kine/pkg/drivers/sqlite" // registers the driver
 	"github.com/k3s-io/kine/pkg/endpoint"
 	"github.com/mattn/go-sqlite3"
@@ -57,8 +58,7 @@ const emulatedEtcd = "3.6.11"
 
 const (
 	// notifyInterval is how often the API server's watch caches are told of the present revision without
-	// having asked, etcd's default (mvcc.progressReportInterval). They ask when they need it. Kine's five
-	// seconds take half of what an idle server does.
+	// having asked, etcd's default (mvcc.progressReportInterval). They ask when they need it.
 	notifyInterval = 10 * time.Minute
 	// pollInterval is how often kine looks for what it has not been notified of. Nobody else writes to the
 	// database, and kine notifies itself.
@@ -121,6 +121,8 @@ func (s *Store) Serve(ctx context.Context, ready func()) error {
 		CompactBatchSize: 1000,
 		PollBatchSize:    500,
 		PollInterval:     pollInterval,
+		// A burst opens up to twenty connections. Each keeps a cache of pages and of prepared statements.
+		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdleTime: time.Minute},
 	})
 	if err != nil {
 		return fmt.Errorf("serving the database %s: %w", s.data.Database(), err)

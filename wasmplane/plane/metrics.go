@@ -50,7 +50,7 @@ func newMetrics() *metrics {
 		stateDesc: prometheus.NewDesc("dormouse_wasm_state",
 			"1 for the state a controller is in.", []string{"controller", "state"}, nil),
 		watchesDesc: prometheus.NewDesc("dormouse_wasm_watches",
-			"Watches in the API server that controllers share.", nil, nil),
+			"Open watches in the API server, which controllers share; where nothing happens there are none.", nil, nil),
 	}
 }
 
