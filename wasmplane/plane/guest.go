@@ -50,7 +50,7 @@ const (
 	// waitLimit is how long an event may wait that does not wake its guest. Heartbeats
 	// may wait forever. Where more wait than heavyWaiting, in bytes, they do for
 	// heavyLimit after a burst: in a snapshot they are on disk, and here in memory.
-	waitLimit    = time.Hour
+	waitLimit    = 6 * time.Hour
 	heavyLimit   = time.Minute
 	heavyWaiting = 256 << 10
 
