@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -88,26 +89,39 @@ func (g *guest) caughtUp(ctx context.Context) error {
 	g.mu.Lock()
 	all := slices.Collect(maps.Values(g.exchanges))
 	g.mu.Unlock()
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	group.SetLimit(listsAtATime)
+	var failed atomic.Bool // lists under way go on: other guests share them, and the API server warns of those that are broken off
 	for _, x := range all {
 		if !x.members.known {
 			continue
 		}
 		group.Go(func() error {
-			for attempt := range listAttempts - 1 {
-				err := x.catchUp(ctx)
-				if err == nil || errors.Is(err, errMissed) {
-					return err
-				}
-				if err := pause(ctx, listPause<<attempt); err != nil {
-					return err
-				}
+			if failed.Load() {
+				return nil
 			}
-			return x.catchUp(ctx)
+			err := x.patientlyCatchUp(ctx)
+			if err != nil {
+				failed.Store(true)
+			}
+			return err
 		})
 	}
 	return group.Wait()
+}
+
+// patientlyCatchUp is catchUp with an API server that may not be ready yet.
+func (x *exchange) patientlyCatchUp(ctx context.Context) error {
+	for attempt := range listAttempts - 1 {
+		err := x.catchUp(ctx)
+		if err == nil || errors.Is(err, errMissed) {
+			return err
+		}
+		if err := pause(ctx, listPause<<attempt); err != nil {
+			return err
+		}
+	}
+	return x.catchUp(ctx)
 }
 
 // catchUp moves a watch to the present if the guest has missed nothing. It
