@@ -161,6 +161,32 @@ func TestUncertainPlace(t *testing.T) {
 	}
 }
 
+// TestUpTo: what has not changed is as new as the newest change of anything.
+func TestUpTo(t *testing.T) {
+	c := New("", "registry")
+	if got := c.UpTo("pods", true, 5); got != 5 {
+		t.Errorf("%d before any change is seen", got)
+	}
+	c.begin(5)
+	c.note("/registry/minions/n", 7)
+	for _, tc := range []struct {
+		place       string
+		certain     bool
+		since, want uint64
+	}{
+		{"pods", true, 5, 7},
+		{"pods", true, 9, 9},
+		{"pods", true, 4, 4}, // it may have changed before anybody looked
+		{"pods", false, 5, 5},
+		{"minions", true, 6, 6},
+		{"minions", false, 7, 7},
+	} {
+		if got := c.UpTo(tc.place, tc.certain, tc.since); got != tc.want {
+			t.Errorf("%+v: %d", tc, got)
+		}
+	}
+}
+
 // TestLose: who waits has to look for himself when changes are not seen any more.
 func TestLose(t *testing.T) {
 	c := New("", "registry")

@@ -15,8 +15,8 @@ const maxFill = 0.5
 
 // restAfter is for how long nothing has happened to the objects of a feed when its
 // watch in the API server ends, until something does. An open watch costs the API
-// server more than ten goroutines, one of them with a stack of 32 KiB, and to open one
-// takes about a millisecond.
+// server up to ten goroutines and more, one of them with a stack of 32 KiB; to open
+// one takes time, which events after a silence wait for.
 const restAfter = time.Minute
 
 // closeAfter is how long a watch stays open that is not needed because there is a feed.

@@ -313,6 +313,41 @@ func TestFeedRests(t *testing.T) {
 	}
 }
 
+// unchanged is a world in which nothing has changed, up to a version.
+type unchanged struct {
+	*world
+	upTo uint64
+}
+
+func (u unchanged) UpTo(string, uint64) uint64 { return u.upTo }
+
+// TestSharesWhatIsNotMissed: a feed that began from a later version is followed at
+// once where nothing has happened in between.
+func TestSharesWhatIsNotMissed(t *testing.T) {
+	bares, apis := bareUsers(t, 2)
+	w, feeds := apis[0].world, bares[0].plane.feeds
+	w.put(bookmark, "", "")
+	feeds.changes = unchanged{w, 2}
+	follow(t, bares[:1], w)
+	for deadline := time.Now().Add(20 * time.Second); feeds.count() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no feed")
+		}
+	}
+	bares[1].must(1, "/objects?watch=1&resourceVersion=1")
+	bares[1].until("the feed", func() bool { return bares[1].exchanges[1] != nil && bares[1].underWay == 0 })
+	w.awaitOpen(t, 1)
+	bares[1].mu.Lock()
+	if seen := bares[1].exchanges[1].seen; seen != "1" {
+		t.Errorf("it has read a watch of its own up to version %s", seen)
+	}
+	bares[1].mu.Unlock()
+	w.put("ADDED", "x", "1")
+	for _, b := range bares {
+		b.seen(w.version())
+	}
+}
+
 // TestWhatIsNotShared: other selectors, encodings and versions that are none.
 func TestWhatIsNotShared(t *testing.T) {
 	b := newBare(t, controllers.Declaration{}, nil)
