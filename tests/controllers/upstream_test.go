@@ -82,6 +82,7 @@ func TestResourcesExist(t *testing.T) {
 		exists(d, slices.Collect(maps.Keys(d.Wait))...)
 		exists(d, slices.Collect(maps.Keys(d.Owned))...)
 		exists(d, slices.Collect(maps.Keys(d.Having))...)
+		exists(d, slices.Collect(maps.Keys(d.Urgent))...)
 		exists(d, slices.Collect(maps.Keys(d.Without))...)
 		exists(d, slices.Concat(slices.Collect(maps.Values(d.Without))...)...)
 		exists(d, d.TimersFor...)
@@ -92,13 +93,15 @@ func TestResourcesExist(t *testing.T) {
 func TestFieldsExist(t *testing.T) {
 	types := resourceTypes()
 	for _, d := range controllers.All() {
-		for resource, fields := range d.Having {
-			for _, f := range fields {
-				name, typ := fieldAt(types[resource], f.Path)
-				if name != f.Name {
-					t.Errorf("%s: path %v in %s is %q, declared as %q", d.Name, f.Path, resource, name, f.Name)
-				} else if f.Value != "" && typ.Kind() != reflect.String {
-					t.Errorf("%s: %s of %s is to be %q, and is a %s", d.Name, f.Name, resource, f.Value, typ)
+		for _, declared := range []map[string][]controllers.Field{d.Having, d.Purpose, d.Urgent} {
+			for resource, fields := range declared {
+				for _, f := range fields {
+					name, typ := fieldAt(types[resource], f.Path)
+					if name != f.Name {
+						t.Errorf("%s: path %v in %s is %q, declared as %q", d.Name, f.Path, resource, name, f.Name)
+					} else if f.Value != "" && typ.Kind() != reflect.String {
+						t.Errorf("%s: %s of %s is to be %q, and is a %s", d.Name, f.Name, resource, f.Value, typ)
+					}
 				}
 			}
 		}

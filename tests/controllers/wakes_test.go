@@ -106,6 +106,9 @@ var wakings = map[string][]waking{
 		// No handlers; gc looks at both each 20 seconds. Nodes that go are what it is for.
 		{object: pod()},
 		{object: &corev1.Node{}, wakes: terminating | deleted},
+		// gcTerminating ends pods where a node is out of service.
+		{object: tainted(corev1.TaintNodeOutOfService), wakes: every},
+		{object: tainted(corev1.TaintNodeUnreachable), wakes: terminating | deleted},
 	},
 	"resourcequota-controller": {
 		// The handlers of the quotas; of quota_monitor.go, UpdateFunc with
@@ -437,7 +440,16 @@ func TestEventsThatUpstreamActsUponWake(t *testing.T) {
 
 // wakes is what a declaration says of an event: see its documentation.
 func wakes(t *testing.T, d controllers.Declaration, resource string, object apiObject, event controllers.Events, none []string) bool {
-	if d.MayWait(resource)&event != 0 {
+	encoded, err := object.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := func(f controllers.Field) bool {
+		return f.Absent != has(t, encoded, f.Path, func(content []byte) bool {
+			return f.Absent && len(content) > 0 || !f.Absent && (f.Value == "" || f.Value == string(content))
+		})
+	}
+	if d.MayWait(resource)&event != 0 && !slices.ContainsFunc(d.Urgent[resource], is) {
 		return false
 	}
 	if kinds, ruled := d.Owned[resource]; ruled {
@@ -450,15 +462,6 @@ func wakes(t *testing.T, d controllers.Declaration, resource string, object apiO
 			return false
 		}
 	}
-	encoded, err := object.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	is := func(f controllers.Field) bool {
-		return f.Absent != has(t, encoded, f.Path, func(content []byte) bool {
-			return f.Absent && len(content) > 0 || !f.Absent && (f.Value == "" || f.Value == string(content))
-		})
-	}
 	for other, fields := range d.Purpose {
 		if slices.Contains(none, other) && (other != resource || !slices.ContainsFunc(fields, is)) {
 			return false
@@ -466,6 +469,11 @@ func wakes(t *testing.T, d controllers.Declaration, resource string, object apiO
 	}
 	fields, ruled := d.Having[resource]
 	return !ruled || slices.ContainsFunc(fields, is)
+}
+
+// tainted is a node with a taint among others.
+func tainted(key string) *corev1.Node {
+	return &corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "example.com/x"}, {Key: key, Value: "nodeshutdown"}}}}
 }
 
 // has reports whether an encoded message has a field with some content.

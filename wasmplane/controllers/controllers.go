@@ -37,6 +37,11 @@ type Declaration struct {
 	// delivered before anything else at the next wake, the latest state of each
 	// object.
 	Wait map[string]Events
+	// Urgent names resources of which an object with one of these fields wakes the
+	// controller although events of its kind may wait.
+	Urgent map[string][]Field
+	// WaitLimit is for how long an event may wait; 0: for some hours.
+	WaitLimit time.Duration
 	// Late names events, in the same way, that wake the controller a moment later than
 	// they come, together with what comes meanwhile: they begin nothing that anybody
 	// waits for, and where others have to do at once it only stands in their way.

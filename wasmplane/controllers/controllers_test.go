@@ -47,6 +47,11 @@ func TestDeclarations(t *testing.T) {
 				}
 			}
 		}
+		for r, fields := range d.Urgent {
+			if !watched(r) || d.MayWait(r) == 0 || len(fields) == 0 {
+				t.Errorf("%s: %s urgent with %v, of which no event may wait", d.Name, r, fields)
+			}
+		}
 		for r, others := range d.Without {
 			if !watched(r) || len(others) == 0 || slices.Contains(others, r) {
 				t.Errorf("%s: %s without %v", d.Name, r, others)

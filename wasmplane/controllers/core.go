@@ -58,11 +58,14 @@ var podGarbageCollector = Declaration{
 	Name:      PodGarbageCollector,
 	Identity:  serviceAccount + "pod-garbage-collector",
 	Resources: []string{"pods", "nodes"},
-	// It looks at all pods each 20 seconds: for pods of deleted nodes, and for
-	// more finished ones than the threshold. That a node is gone it believes after
-	// 40 seconds, and looks then at the third time.
+	// It looks at all pods each 20 seconds: for pods of deleted nodes, for terminating
+	// ones that nobody ends, and for more finished ones than the threshold. While no
+	// event waits it has seen them all. That a node is gone it believes after 40
+	// seconds, and looks then at the third time.
 	Wait:        map[string]Events{"pods": Any, "nodes": Added | Modified},
-	TimerSlack:  5 * time.Minute,
+	Urgent:      map[string][]Field{"nodes": {{Name: "spec.taints.key", Path: []int{2, 5, 1}, Value: "node.kubernetes.io/out-of-service"}}},
+	WaitLimit:   5 * time.Minute,
+	TimerSlack:  time.Hour,
 	SlackAfter:  90 * time.Second,
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,

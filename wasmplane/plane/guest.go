@@ -47,8 +47,8 @@ const (
 	// lingerForTimer is the shortest timer that is worth leaving the guest for.
 	lingerForTimer = 2 * time.Millisecond
 
-	// waitLimit is how long an event may wait that does not wake its guest. Heartbeats
-	// may wait forever. Where more wait than heavyWaiting, in bytes, they do for
+	// waitLimit is how long an event may wait that does not wake its guest, where its
+	// declaration names no other limit. Heartbeats may wait forever. Where more wait than heavyWaiting, in bytes, they do for
 	// heavyLimit after a burst: in a snapshot they are on disk, and here in memory.
 	waitLimit    = 6 * time.Hour
 	heavyLimit   = time.Minute
@@ -706,7 +706,7 @@ func (g *guest) mayWait(ev event) bool {
 // needNotWake reports what the declaration says of an event; guest.mu is held.
 func (g *guest) needNotWake(x *exchange, ev event, raw []byte) bool {
 	kind := ev.kind()
-	return kind != 0 && (g.MayWait(x.resource)&kind != 0 || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw) ||
+	return kind != 0 && (g.MayWait(x.resource)&kind != 0 && !g.urgent(x, raw) || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw) ||
 		g.servesNothing(x, ev, raw))
 }
 
@@ -718,8 +718,11 @@ func (g *guest) mayKeep(x *exchange, ev event, raw []byte) (waits bool, due time
 		return true, time.Time{}
 	case g.needNotWake(x, ev, raw):
 		limit := waitLimit
+		if g.WaitLimit > 0 {
+			limit = g.WaitLimit
+		}
 		if g.waitingBytes > heavyWaiting {
-			limit = heavyLimit
+			limit = min(limit, heavyLimit)
 		}
 		return true, time.Now().Add(limit)
 	case g.MayBeLate(x.resource)&ev.kind() != 0:

@@ -30,6 +30,13 @@ func (g *guest) ownedByOthers(x *exchange, ev event) bool {
 	return ruled && ev.Controller != "" && !slices.Contains(kinds, ev.Controller)
 }
 
+// urgent reports whether an event's object has, or may have, a field with which it
+// does not wait.
+func (g *guest) urgent(x *exchange, raw []byte) bool {
+	declared := g.Urgent[x.resource]
+	return len(declared) > 0 && mayHave(raw, declared)
+}
+
 // lacksFields reports whether an event is of an object that is none of the guest's
 // business because it has none of the declared fields, and did not have one when the
 // guest was told of it last; guest.mu is held.

@@ -488,6 +488,38 @@ func TestHaving(t *testing.T) {
 	s.mu.Unlock()
 }
 
+// TestUrgent: an object with the field wakes the guest although its kind may wait, if
+// nothing else lets it wait.
+func TestUrgent(t *testing.T) {
+	d := controllers.Declaration{
+		Wait:   map[string]controllers.Events{"*": controllers.Any &^ controllers.Deleted},
+		Urgent: map[string][]controllers.Field{"things": {balanced}},
+	}
+	s := newSleeper(t, d)
+	things, others := s.watch("/api/v1/things"), s.watch("/api/v1/others")
+	for _, c := range []struct {
+		x     *exchange
+		raw   []byte
+		wakes bool
+	}{
+		{things, frame("MODIFIED", service("ClusterIP")), false},
+		{things, frame("MODIFIED", service("LoadBalancer")), true},
+		{things, frame("DELETED", service("ClusterIP")), true},
+		{others, frame("MODIFIED", service("LoadBalancer")), false},
+	} {
+		if got := s.wakes(c.x, c.raw); got != c.wakes {
+			t.Errorf("%s of %s wakes: %v", c.raw, c.x.resource, got)
+		}
+	}
+	d.Owned = map[string][]string{"things": {"Other"}}
+	s = newSleeper(t, d)
+	owned := service("LoadBalancer")
+	owned.OwnerReferences = []metav1.OwnerReference{{Kind: "Thing", Name: "t", UID: "t", Controller: new(true)}}
+	if s.wakes(s.watch("/api/v1/things"), frame("MODIFIED", owned)) {
+		t.Error("an object of another owner wakes the guest")
+	}
+}
+
 // TestFieldThatGoes: what the guest was told decides, not what the API server has
 // sent, and not what the guest was told before.
 func TestFieldThatGoes(t *testing.T) {

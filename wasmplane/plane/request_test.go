@@ -506,6 +506,26 @@ func TestHeartbeatsMayWaitForever(t *testing.T) {
 	}
 }
 
+// TestWaitLimit: the declaration says for how long an event may wait.
+func TestWaitLimit(t *testing.T) {
+	b := newBare(t, controllers.Declaration{Wait: map[string]controllers.Events{"*": controllers.Any}, WaitLimit: heavyLimit / 2}, nil)
+	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.exchanges[1] = x
+	b.state = Asleep
+	for _, uid := range []string{"a", "b"} {
+		b.mu.Lock()
+		b.waitingBytes = heavyWaiting // no reason to wait for longer
+		x.take(event{Type: "MODIFIED", UID: uid, Name: uid, Revision: "100"}, []byte("raw"))
+		b.mu.Unlock()
+		if due := b.waitingDue(time.Now()); due <= 0 || due > heavyLimit/2 {
+			t.Errorf("%s is due in %s", uid, due)
+		}
+	}
+}
+
 // TestLateEvents: what may be late wakes the guest in a moment, once for all that came
 // meanwhile, and at once where something else does.
 func TestLateEvents(t *testing.T) {
