@@ -69,8 +69,9 @@ const (
 
 	// worthCollecting is by how many bytes a guest must have grown since its garbage
 	// was collected last for that to be done before it is saved. It takes some ten
-	// milliseconds, as most of them are the base image, which is looked through too.
-	worthCollecting = 1 << 20
+	// milliseconds, as the base image is looked through too; without, the next wake
+	// takes longer.
+	worthCollecting = 256 << 10
 
 	// saveRetry is the pause after a snapshot could not be written.
 	saveRetry = 30 * time.Second
@@ -123,7 +124,7 @@ type guest struct {
 	backoff   time.Duration
 	startedAt time.Time
 	ranFor    time.Duration // since its memory was measured
-	lean      int64         // bytes of pages of its own when it was saved without garbage last
+	lean      int64         // bytes of the pages that were saved when its garbage had been collected last
 
 	mu           sync.Mutex // guards what follows
 	state        State
@@ -914,7 +915,7 @@ func (g *guest) load() error {
 		return err
 	}
 	g.inst = inst
-	g.startedAt = time.Now()
+	g.startedAt, g.lean = time.Now(), 0
 	g.mu.Lock()
 	g.heartbeats = map[string]time.Time{}
 	g.mu.Unlock()
@@ -960,12 +961,19 @@ func (g *guest) fill(inst *runtime.Instance) error {
 	if err := inst.Grow(head.Memory); err != nil {
 		return err
 	}
+	size := int64(0)
 	err = inst.Restore(func(page func(int, []byte) error) error {
-		_, err := g.plane.store.Load(g.Name, page)
+		_, err := g.plane.store.Load(g.Name, func(index int, delta []byte) error {
+			size += int64(runtime.PageSize)
+			return page(index, delta)
+		})
 		return err
 	})
 	if err != nil {
 		return err
+	}
+	if g.lean == 0 { // it is of an earlier run of the plane
+		g.lean = size
 	}
 	inst.SetNextTimer(head.NextTimer, head.NextTimer >= 0)
 	return inst.SetGlobals(head.Globals)
@@ -1056,9 +1064,16 @@ func (g *guest) sleep(collect bool) error {
 // done last: dead objects would be saved, and restored, like any others. It reports
 // whether it was done.
 func (g *guest) collect() (bool, error) {
-	resident, err := g.inst.Resident()
-	if err != nil || resident < max(g.lean, worthCollecting)+worthCollecting {
+	dirty, err := g.inst.Dirty()
+	if err != nil {
 		return false, err
+	}
+	size := int64(0)
+	for range dirty {
+		size += int64(runtime.PageSize)
+	}
+	if size < g.lean+worthCollecting {
+		return false, nil
 	}
 	g.mailbox.Push(abi.FrameCollect, 0, nil)
 	return true, g.step()

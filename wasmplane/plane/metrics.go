@@ -17,7 +17,7 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
-	latency := []float64{.0005, .001, .0015, .002, .0025, .003, .004, .005, .0075, .01, .015, .025, .05, .1, .25, 1}
+	latency := []float64{.0005, .001, .0015, .002, .0025, .003, .0035, .004, .005, .006, .007, .008, .009, .01, .012, .015, .02, .025, .035, .05, .1, .25, 1}
 	return &metrics{
 		wakes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "dormouse_wasm_wakes_total",

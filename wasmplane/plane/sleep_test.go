@@ -333,11 +333,11 @@ func TestSleepingGuestIsSmall(t *testing.T) {
 	}
 }
 
-// TestGarbageIsCollectedBeforeSleep: a guest that has grown is told to collect its
-// garbage before it is saved, and one that has not is not.
+// TestGarbageIsCollectedBeforeSleep: a guest that has started, or has grown since, is
+// told to collect its garbage before it is saved, and one that has not is not.
 func TestGarbageIsCollectedBeforeSleep(t *testing.T) {
-	a := newAPI()
-	p := start(t, t.TempDir(), a, controllers.Declaration{Name: "litter"}, nil)
+	a, dir := newAPI(), t.TempDir()
+	p := start(t, dir, a, controllers.Declaration{Name: "litter"}, nil)
 	collected := func(value string) (times string) {
 		t.Helper()
 		a.put("MODIFIED", "x", value)
@@ -348,10 +348,23 @@ func TestGarbageIsCollectedBeforeSleep(t *testing.T) {
 		})
 		return times
 	}
+	fresh := collected("nothing")
+	p.evict(t)
 	before := collected("nothing")
+	if before == fresh {
+		t.Errorf("after its start: collected %s times as before", before)
+	}
 	p.evict(t)
 	if got := collected("nothing"); got != before {
 		t.Errorf("after it had done nothing: collected %s times, %s before", got, before)
+	}
+	p.evict(t)
+	p.stop()
+	p = start(t, dir, a, controllers.Declaration{Name: "litter"}, nil)
+	collected("nothing")
+	p.evict(t)
+	if got := collected("nothing"); got != before {
+		t.Errorf("after a restart of the plane: collected %s times, %s before", got, before)
 	}
 	p.evict(t)
 	if got := collected("litter"); got != before {

@@ -69,12 +69,10 @@ func (i *Instance) Restore(read func(page func(index int, delta []byte) error) e
 	var ends []int // of their deltas
 	var deltas []byte
 	var runs []pageRun
-	needed := 0
 	flush := func() error {
 		pages := memory[first*PageSize : (first+len(ends))*PageSize]
 		populate(pages)
-		if len(ends) > 0 && needed < maxSpare {
-			needed += len(ends)
+		if len(ends) > 0 {
 			runs = append(runs, pageRun{first, len(ends)})
 		}
 		start := 0

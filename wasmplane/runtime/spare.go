@@ -9,11 +9,17 @@ import (
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 )
 
-// maxSpare bounds what a spare holds, in pages: about what a controller has of its own.
-const maxSpare = 512
+const (
+	// maxSpare bounds what a spare holds, in pages: about what a controller has of its
+	// own.
+	maxSpare = 768
+
+	// spareMemory is how many restores decide which pages these are.
+	spareMemory = 8
+)
 
 // spare is an instance that waits for the next guest, and has already those pages of
-// its own that the guest before needed: to make pages private takes the kernel longer
+// its own that the guests before needed: to make pages private takes the kernel longer
 // than all the rest of a restore. It leaves with the module.
 type spare struct {
 	task sync.WaitGroup
@@ -21,7 +27,8 @@ type spare struct {
 	// Guarded by Code.mu.
 	instance *Instance // not counted in Code.instances
 	making   bool
-	pages    []pageRun // that the last guest to be restored needed
+	needed   [spareMemory][]pageRun // by the latest guests to be restored
+	restores int
 }
 
 // pageRun is pages of a linear memory, one after the other.
@@ -32,15 +39,15 @@ func (c *Code) Prepare() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.spare
-	if s.instance != nil || s.making || c.module == nil || len(s.pages) == 0 {
+	if s.instance != nil || s.making || c.module == nil || s.restores == 0 {
 		return
 	}
 	s.making = true
-	pages := s.pages
+	needed := s.needed
 	s.task.Go(func() {
 		i, err := c.instantiate(Config{Host: nobody{}, Mailbox: NewMailbox(func() {})})
 		if err == nil {
-			i.populate(pages)
+			i.populate(common(needed[:], maxSpare))
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -83,7 +90,46 @@ func (c *Code) takeSpare() *Instance {
 func (c *Code) needs(pages []pageRun) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.spare.pages = pages
+	c.spare.needed[c.spare.restores%spareMemory] = pages
+	c.spare.restores++
+}
+
+// common returns the pages that most of the guests needed, at most so many. Guests are
+// laid out alike, and some always need the same.
+func common(needed [][]pageRun, most int) []pageRun {
+	var by []uint8 // how many need a page, by its index
+	for _, runs := range needed {
+		for _, r := range runs {
+			if end := r.first + r.count; end > len(by) {
+				by = append(by, make([]uint8, end-len(by))...)
+			}
+			for k := range r.count {
+				by[r.first+k]++
+			}
+		}
+	}
+	pages := make([]int, len(needed)+1) // how many pages so many guests need
+	for _, n := range by {
+		pages[n]++
+	}
+	least := len(needed)
+	for total := pages[least]; least > 1 && total+pages[least-1] <= most; least-- {
+		total += pages[least-1]
+	}
+	var runs []pageRun
+	count := 0
+	for k, n := range by {
+		if int(n) < least || count == most {
+			continue
+		}
+		if last := len(runs) - 1; last >= 0 && runs[last].first+runs[last].count == k {
+			runs[last].count++
+		} else {
+			runs = append(runs, pageRun{k, 1})
+		}
+		count++
+	}
+	return runs
 }
 
 // populate makes pages the instance's own, those that it has.
