@@ -99,6 +99,7 @@ type Plane struct {
 	clock   *clock
 	feeds   *feeds
 	lists   *lists
+	chunks  sync.Pool     // *[]byte for what is read of a response
 	done    chan struct{} // closed when Run ends
 
 	// Set by Run before any guest runs.
@@ -122,6 +123,7 @@ const startsAtATime = 4
 // New makes a plane. It does nothing until Run.
 func New(config Config) *Plane {
 	p := &Plane{config: config, metrics: newMetrics(), clock: newClock(), feeds: newFeeds(), lists: newLists(), starts: make(chan struct{}, startsAtATime), done: make(chan struct{}), unsaved: map[string]bool{}}
+	p.chunks.New = func() any { return new(make([]byte, chunk)) }
 	p.mux = p.routes()
 	p.recheck = time.AfterFunc(never, p.enforceBudget)
 	p.recheck.Stop()

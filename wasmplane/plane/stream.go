@@ -218,7 +218,9 @@ func (x *exchange) forward(resp *http.Response) error {
 	if err := x.deliverHead(resp); err != nil {
 		return err
 	}
-	buf := make([]byte, chunk)
+	pooled := x.guest.plane.chunks.Get().(*[]byte)
+	defer x.guest.plane.chunks.Put(pooled)
+	buf := *pooled
 	for {
 		n, err := io.ReadFull(resp.Body, buf)
 		if n > 0 {
