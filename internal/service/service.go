@@ -35,7 +35,8 @@ type Service struct {
 	Needs []string
 	// Run does the work until ctx is done. It calls ready once, when those that need it may start;
 	// further calls do nothing. Returning before ctx is done means: with an error, that the service
-	// failed and everything has to stop; with nil after ready, that it was a task and is finished.
+	// failed and everything has to stop; with nil after ready, that it was a task and is finished. An
+	// error that comes because ctx is done counts only from one that has been ready.
 	Run func(ctx context.Context, ready func()) error
 }
 
@@ -193,8 +194,10 @@ func (g *graph) drive(n *node) {
 	err := guarded(n.Run, n.ctx, ready)
 	switch {
 	case n.ctx.Err() != nil:
-		// It was told to stop; that it says so is no failure.
-		if errors.Is(err, context.Canceled) {
+		// It was told to stop; that it says so is no failure. Nor is that a start broke off: upstream's code
+		// has its own words for that, in which context.Canceled is not always found.
+		if err != nil && (errors.Is(err, context.Canceled) || !isClosed(n.ready)) {
+			logrus.Debugf("%s stopped: %v", n.Name, err)
 			err = nil
 		}
 	case err == nil && !isClosed(n.ready):

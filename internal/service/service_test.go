@@ -174,9 +174,18 @@ func TestTaskMayEnd(t *testing.T) {
 }
 
 func TestStopDuringStart(t *testing.T) {
+	for name, broken := range map[string]error{
+		"said by the context":         context.Canceled,
+		"said in the service's words": errors.New("failed to list all nodes"),
+	} {
+		t.Run(name, func(t *testing.T) { testStopDuringStart(t, broken) })
+	}
+}
+
+func testStopDuringStart(t *testing.T, broken error) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		hung := Service{Name: "hung", Run: func(ctx context.Context, _ func()) error { <-ctx.Done(); return ctx.Err() }}
+		hung := Service{Name: "hung", Run: func(ctx context.Context, _ func()) error { <-ctx.Done(); return broken }}
 		never := Service{Name: "never", Needs: []string{"hung"}, Run: func(context.Context, func()) error {
 			t.Error("started although what it needs never was ready")
 			return nil
