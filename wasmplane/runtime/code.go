@@ -33,6 +33,8 @@ type Code struct {
 	ticker  ticker
 	longest atomic.Int64 // Config.Run of the instance that may run for longest
 
+	priorities priorities
+
 	spare spare
 
 	mu        sync.Mutex
@@ -50,6 +52,10 @@ func New(engine *wasmtime.Engine, module *wasmtime.Module, globals []string) (*C
 	if err := checkExports(module); err != nil {
 		return nil, err
 	}
+	priorities, err := newPriorities()
+	if err != nil {
+		return nil, err
+	}
 	linker := wasmtime.NewLinker(engine)
 	if err := link(linker, module); err != nil {
 		linker.Close()
@@ -60,7 +66,7 @@ func New(engine *wasmtime.Engine, module *wasmtime.Module, globals []string) (*C
 		linker.Close()
 		return nil, fmt.Errorf("opening the page map that snapshots are taken from: %w", err)
 	}
-	c := &Code{engine: engine, module: module, linker: linker, globals: globals, pagemap: pagemap}
+	c := &Code{engine: engine, module: module, linker: linker, globals: globals, pagemap: pagemap, priorities: priorities}
 	c.ticker.start(engine.IncrementEpoch)
 	return c, nil
 }

@@ -194,6 +194,8 @@ func (i *Instance) call(f *wasmtime.Func) error {
 	i.output.forget()
 	goruntime.LockOSThread() // the thread's time is the guest's
 	defer goruntime.UnlockOSThread()
+	i.code.priorities.enter()
+	defer i.code.priorities.leave()
 	began := threadTime()
 	_, err := f.Call(i.store)
 	i.cpu += threadTime() - began

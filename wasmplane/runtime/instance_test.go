@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
+	"golang.org/x/sys/unix"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 	"github.com/dormouse-k8s/dormouse/wasmplane/runtime"
@@ -454,6 +456,50 @@ func TestNextTimer(t *testing.T) {
 	h.now += 2 * time.Hour
 	if err := i.Run(); err != nil || len(h.requests) != 1 {
 		t.Errorf("%d requests when it was time, %v", len(h.requests), err)
+	}
+}
+
+// clockHost tells when a guest asks for the time.
+type clockHost struct {
+	*host
+	asked func()
+}
+
+func (h clockHost) Clock() (wall, monotonic time.Duration) {
+	h.asked()
+	return h.host.Clock()
+}
+
+// TestGuestsAreLessUrgent: while a guest runs, and not after that, its thread waits for those of the host. Needs the right
+// to raise a priority, as root has it.
+func TestGuestsAreLessUrgent(t *testing.T) {
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	nice := func() int {
+		raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return 20 - raw
+	}
+	code := newCode(t, watText(`(drop (call $clock (i32.const 1) (i64.const 0) (i32.const 64)))`))
+	h := newHost(t)
+	before, during := nice(), -21
+	config := h.config()
+	config.Host = clockHost{h, func() { during = nice() }}
+	i, err := code.Instantiate(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	if err := i.Call(abi.PumpExport); err != nil {
+		t.Fatal(err)
+	}
+	if want := min(before+10, 19); during != want {
+		t.Errorf("the guest ran with nice %d, want %d", during, want)
+	}
+	if after := nice(); after != before {
+		t.Errorf("nice is %d after the guest ran, and was %d before", after, before)
 	}
 }
 
