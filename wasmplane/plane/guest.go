@@ -951,32 +951,23 @@ func (g *guest) restore() error {
 }
 
 func (g *guest) fill(inst *runtime.Instance) error {
-	head, err := g.plane.store.Head(g.Name)
-	if err != nil {
-		return err
-	}
-	if g.MemoryLimit > 0 && head.Memory > g.MemoryLimit {
-		return fmt.Errorf("%d bytes of memory, more than the limit of %d", head.Memory, g.MemoryLimit)
-	}
-	if err := inst.Grow(head.Memory); err != nil {
-		return err
-	}
-	size := int64(0)
-	err = inst.Restore(func(page func(int, []byte) error) error {
-		_, err := g.plane.store.Load(g.Name, func(index int, delta []byte) error {
-			size += int64(runtime.PageSize)
-			return page(index, delta)
-		})
-		return err
+	return g.plane.store.Load(g.Name, func(head snapshot.Head, pages snapshot.Pages) error {
+		if g.MemoryLimit > 0 && head.Memory > g.MemoryLimit {
+			return fmt.Errorf("%d bytes of memory, more than the limit of %d", head.Memory, g.MemoryLimit)
+		}
+		if err := inst.Grow(head.Memory); err != nil {
+			return err
+		}
+		restored, err := inst.Restore(pages)
+		if err != nil {
+			return err
+		}
+		if g.lean == 0 { // it is of an earlier run of the plane
+			g.lean = restored
+		}
+		inst.SetNextTimer(head.NextTimer, head.NextTimer >= 0)
+		return inst.SetGlobals(head.Globals)
 	})
-	if err != nil {
-		return err
-	}
-	if g.lean == 0 { // it is of an earlier run of the plane
-		g.lean = size
-	}
-	inst.SetNextTimer(head.NextTimer, head.NextTimer >= 0)
-	return inst.SetGlobals(head.Globals)
 }
 
 // What may be done before a guest is saved.

@@ -35,7 +35,8 @@ type Code struct {
 
 	priorities priorities
 
-	spare spare
+	spare   spare
+	batches sync.Pool // of *batch, for Restore
 
 	mu        sync.Mutex
 	module    *wasmtime.Module // nil while it is unloaded

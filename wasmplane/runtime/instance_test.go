@@ -212,16 +212,16 @@ func TestDirtyIsWhatWasWritten(t *testing.T) {
 		t.Error("grew beyond all bounds")
 	}
 	for _, beyond := range []int{-1, int(again.MemorySize()) / page} {
-		err := again.Restore(func(write func(int, []byte) error) error { return write(beyond, nil) })
+		_, err := again.Restore(func(write func(int, []byte) error) error { return write(beyond, nil) })
 		if err == nil {
 			t.Errorf("page %d of %d bytes was accepted", beyond, again.MemorySize())
 		}
 	}
-	if err := again.Restore(func(write func(int, []byte) error) error { return write(1, []byte{0, 0}) }); err == nil {
+	if _, err := again.Restore(func(write func(int, []byte) error) error { return write(1, []byte{0, 0}) }); err == nil {
 		t.Error("a damaged delta was accepted")
 	}
 	failed := errors.New("the snapshot cannot be read")
-	if err := again.Restore(func(func(int, []byte) error) error { return failed }); !errors.Is(err, failed) {
+	if _, err := again.Restore(func(func(int, []byte) error) error { return failed }); !errors.Is(err, failed) {
 		t.Errorf("%v, want %v", err, failed)
 	}
 }
@@ -229,7 +229,7 @@ func TestDirtyIsWhatWasWritten(t *testing.T) {
 // restore writes pages in no particular order.
 func restore(t *testing.T, i *runtime.Instance, pages map[int][]byte) {
 	t.Helper()
-	err := i.Restore(func(page func(int, []byte) error) error {
+	_, err := i.Restore(func(page func(int, []byte) error) error {
 		for k, b := range pages {
 			if err := page(k, b); err != nil {
 				return err
@@ -256,7 +256,7 @@ func TestRestoreOfRuns(t *testing.T) {
 	}
 	want := bytes.Clone(i.Memory())
 	at := 1
-	err = i.Restore(func(page func(int, []byte) error) error {
+	_, err = i.Restore(func(page func(int, []byte) error) error {
 		for n, length := range []int{1, 2, 31, 64, 65, 40, 1} {
 			for k := at; k < at+length; k++ {
 				b := bytes.Repeat([]byte{byte(n + 1), byte(k)}, runtime.PageSize/2)

@@ -60,52 +60,64 @@ func (i *Instance) Resident() (int64, error) {
 // restoreBatch is how many pages Restore makes the guest's own with one call.
 const restoreBatch = 64
 
+// batch are the deltas of up to restoreBatch pages, one after the other.
+type batch struct {
+	first  int   // page
+	ends   []int // of the deltas
+	deltas []byte
+}
+
 // Restore makes the linear memory what Dirty has seen: read calls page with the index
-// and the delta of each page. The instance must not have run, and is good for nothing
-// after an error.
-func (i *Instance) Restore(read func(page func(index int, delta []byte) error) error) error {
+// and the delta of each page. It returns how many bytes these pages have. The instance
+// must not have run, and is good for nothing after an error.
+func (i *Instance) Restore(read func(page func(index int, delta []byte) error) error) (size int64, err error) {
 	memory := i.Memory()
-	first := 0     // page of those that are collected, one after the other
-	var ends []int // of their deltas
-	var deltas []byte
+	b, _ := i.code.batches.Get().(*batch)
+	if b == nil {
+		b = &batch{}
+	}
+	defer i.code.batches.Put(b)
+	b.first, b.ends, b.deltas = 0, b.ends[:0], b.deltas[:0]
 	var runs []pageRun
 	flush := func() error {
-		pages := memory[first*PageSize : (first+len(ends))*PageSize]
+		pages := memory[b.first*PageSize : (b.first+len(b.ends))*PageSize]
 		populate(pages)
-		if len(ends) > 0 {
-			runs = append(runs, pageRun{first, len(ends)})
+		if len(b.ends) > 0 {
+			runs = append(runs, pageRun{b.first, len(b.ends)})
+			size += int64(len(pages))
 		}
 		start := 0
-		for k, end := range ends {
-			if err := applyDelta(pages[k*PageSize:(k+1)*PageSize], deltas[start:end]); err != nil {
-				return fmt.Errorf("page %d: %w", first+k, err)
+		for k, end := range b.ends {
+			if err := applyDelta(pages[k*PageSize:(k+1)*PageSize], b.deltas[start:end]); err != nil {
+				return fmt.Errorf("page %d: %w", b.first+k, err)
 			}
 			start = end
 		}
-		ends, deltas = ends[:0], deltas[:0]
+		b.ends, b.deltas = b.ends[:0], b.deltas[:0]
 		return nil
 	}
-	err := read(func(index int, delta []byte) error {
+	err = read(func(index int, delta []byte) error {
 		if index < 0 || index >= len(memory)/PageSize {
 			return fmt.Errorf("page %d is beyond the memory of %d bytes", index, len(memory))
 		}
-		if index != first+len(ends) || len(ends) == restoreBatch {
+		if index != b.first+len(b.ends) || len(b.ends) == restoreBatch {
 			if err := flush(); err != nil {
 				return err
 			}
-			first = index
+			b.first = index
 		}
-		deltas = append(deltas, delta...)
-		ends = append(ends, len(deltas))
+		b.deltas = append(b.deltas, delta...)
+		b.ends = append(b.ends, len(b.deltas))
 		return nil
 	})
 	if err == nil {
 		err = flush()
 	}
-	if err == nil {
-		i.code.needs(runs)
+	if err != nil {
+		return 0, err
 	}
-	return err
+	i.code.needs(runs)
+	return size, nil
 }
 
 // own returns the indexes of the pages that are not, or no longer, shared with

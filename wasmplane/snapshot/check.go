@@ -162,8 +162,12 @@ func checkMeta(tx *bbolt.Tx) (empty bool, err error) {
 
 // restorable reads a whole snapshot.
 func (s *Store) restorable(tx *bbolt.Tx, name string) error {
+	head, err := readHead(tx, name)
+	if err != nil {
+		return err
+	}
 	end := int64(0)
-	head, err := s.read(tx, name, func(index int, _ []byte) error {
+	err = s.readPages(tx, name, head, func(index int, _ []byte) error {
 		end = int64(index+1) * int64(s.pageSize)
 		return nil
 	})

@@ -153,6 +153,8 @@ type Store struct {
 	delay    time.Duration // batchDelay
 	part     int           // partBytes
 
+	groups sync.Pool // of *group, for what is read
+
 	committing sync.Mutex // held during a commit; what comes meanwhile shares the next
 
 	mu     sync.Mutex
@@ -519,32 +521,39 @@ func decodeHead(name string, b []byte) (Head, error) {
 	return head, nil
 }
 
-// Load calls page with what Save was given of each page of a guest; b is valid during
+// Pages calls page with what Save was given of each page of a guest; b is valid during
 // the call. When it returns ErrDamaged, pages may already have been delivered.
-func (s *Store) Load(name string, page func(index int, b []byte) error) (head Head, err error) {
+type Pages func(page func(index int, b []byte) error) error
+
+// Load calls restore with a guest's snapshot. pages is valid during the call, once. The
+// error is restore's, or says why there was no call.
+func (s *Store) Load(name string, restore func(head Head, pages Pages) error) (err error) {
 	defer faultToError(&err)()
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		head, err = s.read(tx, name, page)
-		return err
+		head, err := readHead(tx, name)
+		if err != nil {
+			return err
+		}
+		return restore(head, func(page func(int, []byte) error) error { return s.readPages(tx, name, head, page) })
 	})
 	if err != nil {
-		return Head{}, fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	return head, nil
+	return nil
 }
 
-func (s *Store) read(tx *bbolt.Tx, name string, page func(index int, b []byte) error) (Head, error) {
-	head, err := readHead(tx, name)
-	if err != nil {
-		return Head{}, err
-	}
+func (s *Store) readPages(tx *bbolt.Tx, name string, head Head, page func(index int, b []byte) error) error {
 	pages := tx.Bucket(guestsBucket).Bucket([]byte(name)).Bucket(pagesBucket)
 	if pages == nil {
-		return Head{}, fmt.Errorf("%w: no pages", ErrDamaged)
+		return fmt.Errorf("%w: no pages", ErrDamaged)
 	}
+	g, _ := s.groups.Get().(*group)
+	if g == nil {
+		g = &group{}
+	}
+	defer s.groups.Put(g)
 	groups, sum := 0, uint64(0)
-	var g group
-	err = pages.ForEach(func(k, v []byte) error {
+	err := pages.ForEach(func(k, v []byte) error {
 		if err := g.decode(k, v, s.pageSize); err != nil {
 			return fmt.Errorf("%w: group %.8x: %w", ErrDamaged, k, err)
 		}
@@ -562,12 +571,12 @@ func (s *Store) read(tx *bbolt.Tx, name string, page func(index int, b []byte) e
 		return nil
 	})
 	if err != nil {
-		return Head{}, err
+		return err
 	}
 	if groups != head.Groups || sum != head.Sum {
-		return Head{}, fmt.Errorf("%w: %d groups of pages that sum to %#x, should be %d and %#x", ErrDamaged, groups, sum, head.Groups, head.Sum)
+		return fmt.Errorf("%w: %d groups of pages that sum to %#x, should be %d and %#x", ErrDamaged, groups, sum, head.Groups, head.Sum)
 	}
-	return head, nil
+	return nil
 }
 
 // group is a decoded entry.

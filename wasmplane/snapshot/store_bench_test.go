@@ -59,9 +59,11 @@ func BenchmarkLoad(b *testing.B) {
 			memory := make([]byte, mib<<20)
 			b.SetBytes(int64(len(memory)))
 			for b.Loop() {
-				_, err := s.Load("guest", func(k int, page []byte) error {
-					copy(memory[k*benchPageSize:], page)
-					return nil
+				err := s.Load("guest", func(_ Head, pages Pages) error {
+					return pages(func(k int, page []byte) error {
+						copy(memory[k*benchPageSize:], page)
+						return nil
+					})
 				})
 				if err != nil {
 					b.Fatal(err)

@@ -73,12 +73,16 @@ func page(random *rand.Rand) []byte {
 // load reads a whole snapshot.
 func load(s *Store, name string) (Head, contents, error) {
 	got := contents{}
-	head, err := s.Load(name, func(k int, b []byte) error {
-		if got[k] != nil {
-			return fmt.Errorf("page %d twice", k)
-		}
-		got[k] = bytes.Clone(b)
-		return nil
+	var head Head
+	err := s.Load(name, func(h Head, pages Pages) error {
+		head = h
+		return pages(func(k int, b []byte) error {
+			if got[k] != nil {
+				return fmt.Errorf("page %d twice", k)
+			}
+			got[k] = bytes.Clone(b)
+			return nil
+		})
 	})
 	return head, got, err
 }
@@ -432,7 +436,9 @@ func TestLoadStopsWhereToldTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	calls := 0
-	_, err := s.Load("a", func(int, []byte) error { calls++; return io.ErrShortBuffer })
+	err := s.Load("a", func(_ Head, pages Pages) error {
+		return pages(func(int, []byte) error { calls++; return io.ErrShortBuffer })
+	})
 	if !errors.Is(err, io.ErrShortBuffer) || errors.Is(err, ErrDamaged) || calls != 1 {
 		t.Errorf("%v after %d calls", err, calls)
 	}
