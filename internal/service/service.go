@@ -36,7 +36,7 @@ type Service struct {
 	// Run does the work until ctx is done. It calls ready once, when those that need it may start;
 	// further calls do nothing. Returning before ctx is done means: with an error, that the service
 	// failed and everything has to stop; with nil after ready, that it was a task and is finished. An
-	// error that comes because ctx is done counts only from one that has been ready.
+	// error that comes because ctx is done counts only from one that has been ready; a panic always counts.
 	Run func(ctx context.Context, ready func()) error
 }
 
@@ -196,7 +196,7 @@ func (g *graph) drive(n *node) {
 	case n.ctx.Err() != nil:
 		// It was told to stop; that it says so is no failure. Nor is that a start broke off: upstream's code
 		// has its own words for that, in which context.Canceled is not always found.
-		if err != nil && (errors.Is(err, context.Canceled) || !isClosed(n.ready)) {
+		if err != nil && !errors.Is(err, errPanic) && (errors.Is(err, context.Canceled) || !isClosed(n.ready)) {
 			logrus.Debugf("%s stopped: %v", n.Name, err)
 			err = nil
 		}
@@ -209,12 +209,14 @@ func (g *graph) drive(n *node) {
 	}
 }
 
+var errPanic = errors.New("panic")
+
 // guarded turns a panic of a service into its error, so that the others still stop in order.
 func guarded(run func(context.Context, func()) error, ctx context.Context, ready func()) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			logrus.Errorf("panic: %v\n%s", r, debug.Stack())
-			err = fmt.Errorf("panic: %v", r)
+			err = fmt.Errorf("%w: %v", errPanic, r)
 		}
 	}()
 	return run(ctx, ready)

@@ -174,18 +174,22 @@ func TestTaskMayEnd(t *testing.T) {
 }
 
 func TestStopDuringStart(t *testing.T) {
-	for name, broken := range map[string]error{
-		"said by the context":         context.Canceled,
-		"said in the service's words": errors.New("failed to list all nodes"),
+	for name, tc := range map[string]struct {
+		end    func() error
+		failed bool
+	}{
+		"said by the context":         {end: func() error { return context.Canceled }},
+		"said in the service's words": {end: func() error { return errors.New("failed to list all nodes") }},
+		"panic":                       {end: func() error { panic("boom") }, failed: true},
 	} {
-		t.Run(name, func(t *testing.T) { testStopDuringStart(t, broken) })
+		t.Run(name, func(t *testing.T) { testStopDuringStart(t, tc.end, tc.failed) })
 	}
 }
 
-func testStopDuringStart(t *testing.T, broken error) {
+func testStopDuringStart(t *testing.T, end func() error, failed bool) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		hung := Service{Name: "hung", Run: func(ctx context.Context, _ func()) error { <-ctx.Done(); return broken }}
+		hung := Service{Name: "hung", Run: func(ctx context.Context, _ func()) error { <-ctx.Done(); return end() }}
 		never := Service{Name: "never", Needs: []string{"hung"}, Run: func(context.Context, func()) error {
 			t.Error("started although what it needs never was ready")
 			return nil
@@ -194,7 +198,7 @@ func testStopDuringStart(t *testing.T, broken error) {
 		go func() { done <- Run(ctx, []Service{hung, never}) }()
 		synctest.Wait()
 		cancel()
-		if err := <-done; err != nil {
+		if err := <-done; (err != nil) != failed {
 			t.Fatal(err)
 		}
 	})

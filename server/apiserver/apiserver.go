@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -163,23 +164,37 @@ func (s *Server) Run(ctx context.Context, listener net.Listener, ready func()) e
 	}
 	s.chain = aggregator.GenericAPIServer.Handler
 
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- prepared.Run(ctx) }()
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	done, started := make(chan error, 1), make(chan struct{})
+	go func() { done <- prepared.Run(serving) }()
 	go func() {
-		if s.waitReady(ctx) {
+		if s.waitReady(serving) {
+			close(started)
 			ready()
+		}
+	}()
+	go func() {
+		defer stop()
+		<-ctx.Done()
+		select {
+		case <-started:
+		case <-time.After(startPatience):
+		case <-serving.Done():
 		}
 	}()
 	if err := <-done; err != nil {
 		return err
 	}
 	if ctx.Err() == nil {
-		return fmt.Errorf("ended by itself")
+		return errors.New("ended by itself")
 	}
 	return nil
 }
+
+// startPatience is how long a stop waits for a start that is under way. Upstream's hooks of the start end
+// the whole process when they are broken off.
+const startPatience = 10 * time.Second
 
 // readyPoll is how often readiness is asked for; the question costs a fraction of a millisecond.
 const readyPoll = 20 * time.Millisecond

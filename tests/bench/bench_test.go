@@ -59,6 +59,9 @@ func TestEverythingOnce(t *testing.T) {
 	if len(r.Idle) != 4 || r.Idle[0].Samples[0].Anonymous <= 0 || len(r.Idle[0].Guests) == 0 || len(r.Idle[1].Guests) != 0 {
 		t.Errorf("idle: %+v", r.Idle)
 	}
+	if p := r.Idle[0].Parts; p == nil || p.Live <= 0 || p.Live >= p.Anonymous || r.Idle[3].Parts != nil {
+		t.Errorf("parts of the memory: %+v, %+v", p, r.Idle[3].Parts)
+	}
 	if len(r.Filled) != 3 || r.Filled[2].Filled.Anonymous <= 0 {
 		t.Errorf("many pods: %+v", r.Filled)
 	}
@@ -125,6 +128,12 @@ func TestMedianMemory(t *testing.T) {
 	got := medianMemory([]Memory{{1, 20, 300}, {2, 10, 100}, {3, 30, 200}})
 	if want := (Memory{2, 20, 200}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func TestPartsWithoutMetrics(t *testing.T) {
+	if _, err := newParts(1, nil); err == nil || !strings.Contains(err.Error(), "go_memory_classes_heap_objects_bytes") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -28,6 +28,9 @@ type Idle struct {
 	// Snapshots is how much of it the plane gave to its snapshot database, in bytes.
 	Snapshots int64 `json:"snapshots"`
 
+	// Parts is where the memory is, after the idle time; nil if there are programs beside the server.
+	Parts *Parts `json:"parts,omitempty"`
+
 	Files  map[string]int64 `json:"files"` // sizes of what is kept on disk, in bytes, after the idle time
 	Guests []Guest          `json:"guests,omitempty"`
 	Load   float64          `json:"load"` // load average at the end
@@ -125,6 +128,12 @@ func (b *bench) measureIdle(ctx context.Context, servers []*server) error {
 			return err
 		}
 		results[k].Guests = watches[k].guests
+		if s.upstream {
+			continue
+		}
+		if results[k].Parts, err = partsOf(ctx, s); err != nil {
+			return err
+		}
 	}
 	b.report.Idle = results
 	return nil

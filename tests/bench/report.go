@@ -160,6 +160,19 @@ func (r *Report) print(out io.Writer) {
 			row(i.Mode, m.RSS, m.PSS, m.Anonymous, percentile(anonymous, 0), percentile(anonymous, 100),
 				fmt.Sprintf("%.2f", i.CPU), fmt.Sprintf("%.2f", 100*i.CPU/r.Settings.Idle.Seconds()), i.Written, i.Snapshots)
 		}
+		heading("Where the anonymous memory is, and how much more than in a server without controllers")
+		row("", "anonymous", "live", "garbage", "holes", "free", "stacks", "runtime", "rest")
+		idle := byMode(r.Idle, func(i Idle) string { return i.Mode })
+		for _, i := range r.Idle {
+			if p := i.Parts; p != nil {
+				row(i.Mode, p.Anonymous, p.Live, p.Garbage, p.Holes, p.Free, p.Stacks, p.Runtime, p.Rest)
+			}
+			if least := idle[bare.name].Parts; i.Parts != nil && least != nil && i.Mode != bare.name {
+				d := i.Parts.less(*least)
+				row("", signedBytes(d.Anonymous), signedBytes(d.Live), signedBytes(d.Garbage), signedBytes(d.Holes), signedBytes(d.Free),
+					signedBytes(d.Stacks), signedBytes(d.Runtime), signedBytes(d.Rest))
+			}
+		}
 		for _, i := range r.Idle {
 			if len(i.Guests) == 0 {
 				continue
