@@ -355,8 +355,11 @@ func (b *bench) bursts(ctx context.Context, servers []*server) error {
 	return nil
 }
 
-func (b *bench) burst(ctx context.Context, s *server, value string) (Burst, error) {
-	result := Burst{Mode: s.mode.name, Deployments: b.Burst}
+// burstProfile is how many seconds of a burst a profile of the CPU shows.
+const burstProfile = 8
+
+func (b *bench) burst(ctx context.Context, s *server, value string) (result Burst, err error) {
+	result = Burst{Mode: s.mode.name, Deployments: b.Burst}
 	if err := s.evict(ctx, time.Second); err != nil {
 		return result, err
 	}
@@ -373,6 +376,11 @@ func (b *bench) burst(ctx context.Context, s *server, value string) (Burst, erro
 	if err != nil {
 		return result, err
 	}
+	profiled := make(chan error, 1)
+	go func() {
+		profiled <- b.profile(ctx, s, "profile", url.Values{"seconds": {fmt.Sprint(burstProfile)}})
+	}()
+	defer func() { err = errors.Join(err, <-profiled) }()
 	peak := watchPeak(s.pids())
 	took, err := s.rollout(ctx, value, b.Burst)
 	result.PeakAnonymous = peak()
