@@ -129,11 +129,11 @@ func (s *Scheduler) complete(ctx context.Context) (*config.Config, error) {
 		return nil, fmt.Errorf("loading the default configuration: %w", err)
 	}
 	if errs := s.options.Validate(); len(errs) > 0 {
-		return nil, fmt.Errorf("validating the options: %w", utilerrors.NewAggregate(errs))
+		return nil, fmt.Errorf("kube-scheduler-arg: %w", utilerrors.NewAggregate(errs))
 	}
 	c := &config.Config{}
 	if err := s.options.ApplyTo(klog.FromContext(ctx), c); err != nil {
-		return nil, fmt.Errorf("applying the options: %w", err)
+		return nil, fmt.Errorf("kube-scheduler-arg: %w", err)
 	}
 	return c, nil
 }
