@@ -86,6 +86,8 @@ bench: build images
 # What building and testing needs, as file-or-program:package of Debian. Installed when missing, if we may.
 NEEDED := gcc:gcc /usr/include/seccomp.h:libseccomp-dev pkg-config:pkg-config git:git \
 	nft:nftables ip:iproute2 /bin/busybox:busybox-static zstd:zstd
+test lint: NEEDED += curl:curl shellcheck:shellcheck mksh:mksh # for the scripts
+test lint: deps
 deps:
 	@missing=; for need in $(NEEDED); do \
 		what=$${need%%:*}; \
