@@ -56,11 +56,11 @@ func TestEverythingOnce(t *testing.T) {
 	if len(r.Start) != 2 || r.Start[0].First[0] <= 0 || r.Start[1].Second[0] <= 0 {
 		t.Errorf("starts: %+v", r.Start)
 	}
-	if len(r.Idle) != 4 || r.Idle[0].Samples[0].Anonymous <= 0 || len(r.Idle[0].Guests) == 0 || len(r.Idle[1].Guests) != 0 {
+	if len(r.Idle) != 5 || r.Idle[0].Samples[0].Anonymous <= 0 || len(r.Idle[0].Guests) == 0 || len(r.Idle[1].Guests) != 0 {
 		t.Errorf("idle: %+v", r.Idle)
 	}
-	if p := r.Idle[0].Parts; p == nil || p.Live <= 0 || p.Live >= p.Anonymous || r.Idle[3].Parts != nil {
-		t.Errorf("parts of the memory: %+v, %+v", p, r.Idle[3].Parts)
+	if p := r.Idle[0].Parts; p == nil || p.Live <= 0 || p.Live >= p.Anonymous || r.Idle[4].Parts != nil {
+		t.Errorf("parts of the memory: %+v, %+v", p, r.Idle[4].Parts)
 	}
 	if len(r.Filled) != 3 || r.Filled[2].Filled.Anonymous <= 0 {
 		t.Errorf("many pods: %+v", r.Filled)

@@ -53,7 +53,7 @@ const (
 
 // idle measures all servers over the same time.
 func (b *bench) idle(ctx context.Context) error {
-	servers, stop, err := b.startServers(ctx, "idle", wasm, native, bare, k3sWay)
+	servers, stop, err := b.startServers(ctx, "idle", wasm, native, bare, listed, k3sWay)
 	if err != nil {
 		return err
 	}

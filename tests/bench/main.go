@@ -177,6 +177,7 @@ type mode struct {
 	flags       []string
 	controllers bool // there are some
 	upstream    bool // as upstream's own programs beside the server
+	listed      bool // somebody lists and watches everything once, see listAll
 }
 
 // nothing has a server run neither controllers nor the scheduler.
@@ -187,6 +188,7 @@ var (
 	native = mode{name: "native", title: "native", flags: []string{"--controller-mode=native"}, controllers: true}
 	k3sWay = mode{name: "k3s", title: "as k3s does", flags: nothing, controllers: true, upstream: true}
 	bare   = mode{name: "bare", title: "none", flags: nothing}
+	listed = mode{name: "listed", title: "none, and everything listed once", flags: nothing, listed: true}
 )
 
 // phaseNames are what can be measured, in order.

@@ -133,6 +133,11 @@ func (s *server) start(ctx context.Context) (took time.Duration, err error) {
 			return took, errors.Join(err, s.stop())
 		}
 	}
+	if s.listed {
+		if err := s.listAll(ctx); err != nil {
+			return took, errors.Join(err, s.stop())
+		}
+	}
 	return took, nil
 }
 

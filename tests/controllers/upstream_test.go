@@ -14,6 +14,7 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
@@ -83,6 +84,9 @@ func TestResourcesExist(t *testing.T) {
 		exists(d, slices.Collect(maps.Keys(d.Owned))...)
 		exists(d, slices.Collect(maps.Keys(d.Having))...)
 		exists(d, slices.Collect(maps.Keys(d.Urgent))...)
+		exists(d, slices.Collect(maps.Keys(d.Purpose))...)
+		exists(d, slices.Collect(maps.Keys(d.Changing))...)
+		exists(d, slices.Collect(maps.Keys(d.Counting))...)
 		exists(d, slices.Collect(maps.Keys(d.Without))...)
 		exists(d, slices.Concat(slices.Collect(maps.Values(d.Without))...)...)
 		exists(d, d.TimersFor...)
@@ -93,10 +97,14 @@ func TestResourcesExist(t *testing.T) {
 func TestFieldsExist(t *testing.T) {
 	types := resourceTypes()
 	for _, d := range controllers.All() {
-		for _, declared := range []map[string][]controllers.Field{d.Having, d.Purpose, d.Urgent} {
+		for _, declared := range []map[string][]controllers.Field{d.Having, d.Purpose, d.Urgent, d.Changing, d.Counting} {
 			for resource, fields := range declared {
+				typ := types[resource]
+				if resource == "*" {
+					typ = reflect.TypeFor[metav1.PartialObjectMetadata]()
+				}
 				for _, f := range fields {
-					name, typ := fieldAt(types[resource], f.Path)
+					name, typ := fieldAt(typ, f.Path)
 					if name != f.Name {
 						t.Errorf("%s: path %v in %s is %q, declared as %q", d.Name, f.Path, resource, name, f.Name)
 					} else if f.Value != "" && typ.Kind() != reflect.String {
@@ -109,12 +117,16 @@ func TestFieldsExist(t *testing.T) {
 }
 
 // fieldAt follows a path of protobuf field numbers. It returns the name as in JSON,
-// "" if there is no such field, and the type.
+// "" if there is no such field, and the type. A map is a list of keys and values.
 func fieldAt(typ reflect.Type, path []int) (string, reflect.Type) {
 	var names []string
 	for _, number := range path {
 		for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice {
 			typ = typ.Elem()
+		}
+		if typ.Kind() == reflect.Map && number == 1 {
+			names, typ = append(names, "key"), typ.Key()
+			continue
 		}
 		if typ.Kind() != reflect.Struct {
 			return "", nil

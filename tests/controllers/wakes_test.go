@@ -49,9 +49,11 @@ type apiObject interface {
 type waking struct {
 	object apiObject
 	wakes  controllers.Events
-	// none are resources of which the controller knows no object; of all others it
-	// knows some.
+	// none are resources of which the controller knows no object, or none that counts;
+	// of all others it knows some.
 	none []string
+	// changed says that the event changes each field of Declaration.Changing.
+	changed bool
 }
 
 //nolint:staticcheck // Endpoints are deprecated, and some controllers keep or follow them.
@@ -79,13 +81,15 @@ var wakings = map[string][]waking{
 		{object: endpoints, wakes: deleted},
 	},
 	"endpointslice-controller": {
-		// onServiceUpdate, onPodUpdate, onEndpointSliceAdd and so on. Of updateNode,
-		// which may be late, see the declaration. Pods are as for endpoints-controller.
+		// onServiceUpdate, onPodUpdate, onEndpointSliceAdd and so on; addNode, updateNode,
+		// deleteNode, which are about zones. Pods are as for endpoints-controller.
 		{object: &corev1.Service{}, wakes: every},
 		{object: withAddress(pod()), wakes: every},
 		{object: pod()},
 		{object: &discoveryv1.EndpointSlice{}, wakes: every},
 		{object: &corev1.Node{}, wakes: every &^ modified},
+		{object: &corev1.Node{}, wakes: every, changed: true},
+		{object: zoned(&corev1.Node{}), wakes: every},
 	},
 	"endpointslice-mirroring-controller": {
 		// onEndpointsAdd and so on, onEndpointSliceAdd and so on, onServiceAdd and so on.
@@ -135,9 +139,13 @@ var wakings = map[string][]waking{
 		{object: &corev1.Namespace{}, wakes: added | modified},
 	},
 	"garbage-collector-controller": {
-		// controllerFor: all; of Modified see the declaration.
+		// controllerFor: all; of updates processGraphChanges acts upon changed owner
+		// references and, in processTransitions, upon deletion timestamps and finalizers of
+		// what is being deleted.
 		{object: pod(), wakes: every &^ modified},
+		{object: pod(), wakes: every, changed: true},
 		{object: ownedBy("ReplicaSet", pod()), wakes: every &^ modified},
+		{object: ownedBy("ReplicaSet", pod()), wakes: every, changed: true},
 		{object: &coordinationv1.Lease{}, wakes: every &^ modified},
 	},
 	"daemonset-controller": {
@@ -251,16 +259,24 @@ var wakings = map[string][]waking{
 		{object: &corev1.Node{}, wakes: every &^ modified},
 	},
 	"node-lifecycle-controller": {
+		// nodeUpdateQueue; podUpdated, of pods that come to a node, where processPod acts
+		// if the node is not ready.
 		{object: &corev1.Node{}, wakes: every},
-		{object: pod()},
+		{object: &corev1.Node{}, wakes: every, none: []string{"nodes"}},
+		{object: pod(), wakes: added | modified},
+		{object: pod(), none: []string{"nodes"}},
 		{object: &coordinationv1.Lease{}},
 		{object: &appsv1.DaemonSet{}},
 	},
 	"taint-eviction-controller": {
-		// NodeUpdated; of PodUpdated see the declaration.
+		// NodeUpdated and PodUpdated, where processPodOnNode acts upon nodes that have, or
+		// had, a taint with the effect NoExecute (getNoExecuteTaints).
+		{object: tainted("gone"), wakes: every, none: []string{"nodes"}},
+		{object: &corev1.Node{}, none: []string{"nodes"}},
+		{object: &corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "full", Effect: corev1.TaintEffectNoSchedule}}}}, none: []string{"nodes"}},
 		{object: &corev1.Node{}, wakes: every},
-		{object: &corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "gone"}}}}, wakes: every},
-		{object: pod()},
+		{object: pod(), wakes: every},
+		{object: pod(), none: []string{"nodes"}},
 	},
 	"device-taint-eviction-controller": {
 		// handlePodChange, handleClaimChange, handleSliceChange, handleRuleChange.
@@ -424,7 +440,7 @@ func TestEventsThatUpstreamActsUponWake(t *testing.T) {
 				seen[resource] = true
 				for _, event := range []controllers.Events{added, modified, terminating, deleted} {
 					want := w.wakes&event != 0
-					if got := wakes(t, d, resource, w.object, event, w.none); got != want {
+					if got := wakes(t, d, resource, w, event); got != want {
 						t.Errorf("case %d: %s of %s wakes it: %v, want %v", i, kindOf(event), resource, got, want)
 					}
 				}
@@ -439,8 +455,8 @@ func TestEventsThatUpstreamActsUponWake(t *testing.T) {
 }
 
 // wakes is what a declaration says of an event: see its documentation.
-func wakes(t *testing.T, d controllers.Declaration, resource string, object apiObject, event controllers.Events, none []string) bool {
-	encoded, err := object.Marshal()
+func wakes(t *testing.T, d controllers.Declaration, resource string, w waking, event controllers.Events) bool {
+	encoded, err := w.object.Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -449,21 +465,22 @@ func wakes(t *testing.T, d controllers.Declaration, resource string, object apiO
 			return f.Absent && len(content) > 0 || !f.Absent && (f.Value == "" || f.Value == string(content))
 		})
 	}
-	if d.MayWait(resource)&event != 0 && !slices.ContainsFunc(d.Urgent[resource], is) {
+	changed := w.changed && len(d.MayNotChange(resource)) > 0
+	if d.MayWait(resource)&event != 0 && !changed && !slices.ContainsFunc(d.Urgent[resource], is) {
 		return false
 	}
 	if kinds, ruled := d.Owned[resource]; ruled {
-		if o := metav1.GetControllerOfNoCopy(object); o != nil && !slices.Contains(kinds, o.Kind) {
+		if o := metav1.GetControllerOfNoCopy(w.object); o != nil && !slices.Contains(kinds, o.Kind) {
 			return false
 		}
 	}
 	if others, ruled := d.Without[resource]; ruled {
-		if !slices.ContainsFunc(others, func(o string) bool { return !slices.Contains(none, o) }) {
+		if !slices.ContainsFunc(others, func(o string) bool { return !slices.Contains(w.none, o) }) {
 			return false
 		}
 	}
 	for other, fields := range d.Purpose {
-		if slices.Contains(none, other) && (other != resource || !slices.ContainsFunc(fields, is)) {
+		if slices.Contains(w.none, other) && (other != resource || !slices.ContainsFunc(fields, is)) {
 			return false
 		}
 	}
@@ -473,7 +490,15 @@ func wakes(t *testing.T, d controllers.Declaration, resource string, object apiO
 
 // tainted is a node with a taint among others.
 func tainted(key string) *corev1.Node {
-	return &corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "example.com/x"}, {Key: key, Value: "nodeshutdown"}}}}
+	return &corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{
+		{Key: "example.com/x", Effect: corev1.TaintEffectNoSchedule},
+		{Key: key, Value: "nodeshutdown", Effect: corev1.TaintEffectNoExecute},
+	}}}
+}
+
+func zoned(n *corev1.Node) *corev1.Node {
+	n.SetLabels(map[string]string{corev1.LabelHostname: "node", corev1.LabelTopologyZone: "a"})
+	return n
 }
 
 // has reports whether an encoded message has a field with some content.

@@ -66,6 +66,7 @@ type trial struct {
 
 // TestParity runs all cases in both modes.
 func TestParity(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"native", "wasm"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

@@ -97,6 +97,4 @@ type Start struct {
 	// Seed differs for every fresh guest. The base image is shared, and with it
 	// the state of its random number generators.
 	Seed int64 `json:"seed"`
-	// Verbosity is the klog level.
-	Verbosity int `json:"verbosity,omitempty"`
 }

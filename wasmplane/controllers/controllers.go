@@ -40,6 +40,9 @@ type Declaration struct {
 	// Urgent names resources of which an object with one of these fields wakes the
 	// controller although events of its kind may wait.
 	Urgent map[string][]Field
+	// Changing names resources, in the same way as Wait, of which a change of one of
+	// these fields does not wait, although events of its kind may.
+	Changing map[string][]Field
 	// WaitLimit is for how long an event may wait; 0: for some hours.
 	WaitLimit time.Duration
 	// Late names events, in the same way, that wake the controller a moment later than
@@ -59,6 +62,9 @@ type Declaration struct {
 	// Without names resources whose objects concern the controller only while it
 	// knows an object of one of these other resources.
 	Without map[string][]string
+	// Counting names resources of which only objects with one of these fields count for
+	// Without and TimersFor.
+	Counting map[string][]Field
 	// TimersFor are resources: timers of the sleeping controller fire only while it
 	// knows an object of one of them. Empty: always.
 	TimersFor []string
@@ -84,11 +90,14 @@ func (d *Declaration) MayWait(resource string) Events { return ofResource(d.Wait
 // MayBeLate are the events of a resource that may wake it a moment later.
 func (d *Declaration) MayBeLate(resource string) Events { return ofResource(d.Late, resource) }
 
-func ofResource(events map[string]Events, resource string) Events {
-	if e, named := events[resource]; named {
-		return e
+// MayNotChange are the fields of a resource of which no change waits.
+func (d *Declaration) MayNotChange(resource string) []Field { return ofResource(d.Changing, resource) }
+
+func ofResource[T any](of map[string]T, resource string) T {
+	if v, named := of[resource]; named {
+		return v
 	}
-	return events["*"]
+	return of["*"]
 }
 
 // Field is a field of an API object, found in its protobuf encoding.

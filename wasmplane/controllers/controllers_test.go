@@ -52,6 +52,22 @@ func TestDeclarations(t *testing.T) {
 				t.Errorf("%s: %s urgent with %v, of which no event may wait", d.Name, r, fields)
 			}
 		}
+		for r, fields := range d.Changing {
+			if r != "*" && !watched(r) || d.MayWait(r)&Modified == 0 || len(fields) == 0 {
+				t.Errorf("%s: changes of %v of %s, whose changes wake it anyway", d.Name, fields, r)
+			}
+		}
+		for r, fields := range d.Counting {
+			_, having := d.Having[r]
+			_, purpose := d.Purpose[r]
+			counts := slices.Contains(d.TimersFor, r)
+			for _, others := range d.Without {
+				counts = counts || slices.Contains(others, r)
+			}
+			if !counts || having || purpose || len(fields) == 0 {
+				t.Errorf("%s: %s counting with %v", d.Name, r, fields)
+			}
+		}
 		for r, others := range d.Without {
 			if !watched(r) || len(others) == 0 || slices.Contains(others, r) {
 				t.Errorf("%s: %s without %v", d.Name, r, others)

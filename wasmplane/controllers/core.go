@@ -35,17 +35,18 @@ var garbageCollector = Declaration{
 	Name:      GarbageCollector,
 	Identity:  serviceAccount + "generic-garbage-collector",
 	Resources: []string{"*"},
-	// What it acts on is that objects come, are deleted, or go. A changed owner
-	// reference is looked at with the next of these. New kinds of resources are
-	// noticed through the objects that define them.
+	// What it acts on is that objects come, are deleted, or go, and that they pass
+	// from one owner to another. New kinds of resources are noticed through the objects
+	// that define them.
 	Wait: map[string]Events{
 		"*": Modified,
 		"customresourcedefinitions.apiextensions.k8s.io": 0,
 		"apiservices.apiregistration.k8s.io":             0,
 	},
-	// Of what comes it only notes to whom it belongs, unless the owner is gone.
+	Changing: map[string][]Field{"*": {{Name: "metadata.ownerReferences", Path: []int{1, 13}}}},
+	// Of these it only notes to whom they belong, unless the owner is gone.
 	Late: map[string]Events{
-		"*": Added,
+		"*": Added | Modified,
 		"customresourcedefinitions.apiextensions.k8s.io": 0,
 		"apiservices.apiregistration.k8s.io":             0,
 	},
@@ -63,7 +64,7 @@ var podGarbageCollector = Declaration{
 	// event waits it has seen them all. That a node is gone it believes after 40
 	// seconds, and looks then at the third time.
 	Wait:        map[string]Events{"pods": Any, "nodes": Added | Modified},
-	Urgent:      map[string][]Field{"nodes": {{Name: "spec.taints.key", Path: []int{2, 5, 1}, Value: "node.kubernetes.io/out-of-service"}}},
+	Urgent:      map[string][]Field{"nodes": {nodeTaint("key", 1, "node.kubernetes.io/out-of-service")}},
 	WaitLimit:   5 * time.Minute,
 	TimerSlack:  time.Hour,
 	SlackAfter:  90 * time.Second,

@@ -28,8 +28,10 @@ var endpointSlice = Declaration{
 	Name:      EndpointSliceController,
 	Identity:  serviceAccount + "endpointslice-controller",
 	Resources: []string{"services", "pods", "nodes", "endpointslices.discovery.k8s.io"},
-	// Nodes matter for topology hints alone, which follow slowly by design.
+	// Nodes matter for topology hints alone, and these go by zones.
 	Wait:        map[string]Events{"nodes": Modified},
+	Urgent:      map[string][]Field{"nodes": {{Name: "metadata.labels.key", Path: []int{1, 11, 1}, Value: "topology.kubernetes.io/zone"}}},
+	Changing:    map[string][]Field{"nodes": {{Name: "metadata.labels", Path: []int{1, 11}}}},
 	Having:      map[string][]Field{"pods": podsWithAddress},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,

@@ -12,6 +12,11 @@ const (
 // nodeController is the account that upstream's three controllers of nodes share.
 const nodeController = serviceAccount + "node-controller"
 
+// nodeTaint is a field of a node's taints, by its number in Taint, with a value.
+func nodeTaint(name string, number int, value string) Field {
+	return Field{Name: "spec.taints." + name, Path: []int{2, 5, number}, Value: value}
+}
+
 var nodeIPAM = Declaration{
 	Name:      NodeIPAMController,
 	Identity:  nodeController,
@@ -27,8 +32,13 @@ var nodeLifecycle = Declaration{
 	Identity:  nodeController,
 	Resources: []string{"nodes", "leases.coordination.k8s.io", "pods", "daemonsets.apps"},
 	Grants:    []string{"daemonsets.apps"},
-	// Pods interest it once their node is not ready, and then the node wakes it.
-	Wait: map[string]Events{"leases.coordination.k8s.io": Any, "pods": Any, "daemonsets.apps": Any},
+	Wait:      map[string]Events{"leases.coordination.k8s.io": Any, "pods": Terminating | Deleted, "daemonsets.apps": Any},
+	// Pods that come to a node interest it while that is not ready, and has its taint.
+	Without: onlyWith("nodes", "pods"),
+	Counting: map[string][]Field{"nodes": {
+		nodeTaint("key", 1, "node.kubernetes.io/not-ready"),
+		nodeTaint("key", 1, "node.kubernetes.io/unreachable"),
+	}},
 	// It looks at all nodes each 5 seconds, for those that have not renewed their
 	// lease for 50 seconds. There is nothing to see while all leases are fresh.
 	TimerSlack:  time.Hour,
@@ -41,8 +51,8 @@ var taintEviction = Declaration{
 	Name:      TaintEvictionController,
 	Identity:  nodeController,
 	Resources: []string{"pods", "nodes"},
-	// Pods interest it once their node is tainted, and then the node wakes it.
-	Wait:        map[string]Events{"pods": Any},
+	// It evicts pods, and forgets that it was to, by taints with this effect alone.
+	Purpose:     map[string][]Field{"nodes": {nodeTaint("effect", 3, "NoExecute")}},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

@@ -13,6 +13,12 @@ var (
 	ephemeralVolume = volume("ephemeral", 29)
 )
 
+// phase is the phase of a claim or a volume.
+func phase(value string) Field { return Field{Name: "status.phase", Path: []int{3, 1}, Value: value} }
+
+// noPhase is for one that nobody has looked at yet.
+var noPhase = Field{Name: "status.phase", Path: []int{3, 1}, Absent: true}
+
 var persistentVolumeBinder = Declaration{
 	Name:     "persistentvolume-binder-controller",
 	Identity: serviceAccount + "persistent-volume-binder",
@@ -21,8 +27,12 @@ var persistentVolumeBinder = Declaration{
 	// Pods and nodes it looks up when it recycles or provisions.
 	Wait: map[string]Events{"pods": Any, "nodes": Any},
 	// It looks at all volumes and claims each 15 seconds. A volume or a class that
-	// comes after the claim is found only so.
-	TimersFor:   []string{"persistentvolumeclaims", "persistentvolumes"},
+	// comes after the claim is found only so, and volumes are reclaimed so.
+	TimersFor: []string{"persistentvolumeclaims", "persistentvolumes"},
+	Counting: map[string][]Field{
+		"persistentvolumeclaims": {phase("Pending"), noPhase},
+		"persistentvolumes":      {phase("Pending"), phase("Released"), phase("Failed"), noPhase},
+	},
 	TimerSlack:  time.Minute,
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
@@ -70,7 +80,7 @@ var persistentVolumeExpander = Declaration{
 	Identity:    serviceAccount + "expand-controller",
 	Resources:   []string{"persistentvolumeclaims"},
 	Wait:        map[string]Events{"persistentvolumeclaims": Deleted},
-	Having:      map[string][]Field{"persistentvolumeclaims": {{Name: "status.phase", Path: []int{3, 1}, Value: "Bound"}}},
+	Having:      map[string][]Field{"persistentvolumeclaims": {phase("Bound")}},
 	MemoryLimit: memoryLimit,
 	RunLimit:    runLimit,
 }

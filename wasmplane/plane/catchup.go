@@ -28,14 +28,13 @@ import (
 // members is a digest of the set of objects that a guest was told of: the sum of
 // hashes of their UIDs, and how many they are.
 type members struct {
-	known     bool // all events since the empty set were seen
-	sum       uint64
-	uncounted bool // the sum is from a snapshot without the count
-	count     int
+	known bool // all events since the empty set were seen
+	sum   uint64
+	count int
 }
 
 // none says that the set is known to be empty.
-func (m members) none() bool { return m.known && !m.uncounted && m.count == 0 }
+func (m members) none() bool { return m.known && m.count == 0 }
 
 // note follows an event that is delivered. joins is the event's own, or that of
 // all events of the object that it stands for.

@@ -341,7 +341,8 @@ func (f *feed) end(expired []byte) {
 	if f.feeds.open[f.key] == f {
 		delete(f.feeds.open, f.key) // makes room for another
 	}
-	if f.prints.newerThan(f.feeds.past[f.key]) {
+	// Those of a selection are not kept: there is no end of these.
+	if all := strings.HasSuffix(f.key.objects, "?"); all && f.prints.newerThan(f.feeds.past[f.key]) {
 		f.feeds.past[f.key] = f.prints
 	}
 	followers := f.followers

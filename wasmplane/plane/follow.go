@@ -30,6 +30,9 @@ const (
 	// renewAttempts is how often a watch is renewed in vain before its guest is
 	// told that it ended.
 	renewAttempts = 6
+	// attemptsApart is how far apart attempts are that do not add up: the watch was
+	// open in between.
+	attemptsApart = time.Minute
 )
 
 var (
@@ -159,7 +162,11 @@ func (x *exchange) keep(w *apiWatch, expired []byte) error {
 func (x *exchange) next() (seen string, attempt int) {
 	x.guest.mu.Lock()
 	defer x.guest.mu.Unlock()
-	x.attempts++
+	now := time.Now()
+	if now.Sub(x.attempted) > attemptsApart {
+		x.attempts = 0
+	}
+	x.attempts, x.attempted = x.attempts+1, now
 	return x.seen, x.attempts
 }
 
@@ -284,6 +291,7 @@ func (x *exchange) take(ev event, raw []byte) {
 		x.seen = ev.Revision
 	}
 	g.noteHeartbeat(x, ev)
+	ev.Changed = x.noteChange(ev, raw)
 	if waits, due := g.mayKeep(x, ev, raw); !x.settled || !waits {
 		g.stirred = time.Now()
 	} else if g.mayWait(ev) {

@@ -71,7 +71,6 @@ type guest struct {
 	// Owned by loop.
 	inst      *runtime.Instance
 	saveAfter time.Time // no save before, after one failed
-	quiet     bool      // nothing had stirred it for slackAfter when it was saved
 	retryAt   time.Time // next start of a failed guest
 	backoff   time.Duration
 	startedAt time.Time
@@ -80,6 +79,7 @@ type guest struct {
 
 	mu           sync.Mutex // guards what follows
 	state        State
+	quiet        bool // nothing had stirred it for slackAfter when it was saved
 	exchanges    map[uint32]*exchange
 	underWay     int                  // exchanges that will answer soon
 	asked        int                  // bytes of the requests of all exchanges
@@ -158,7 +158,7 @@ func (g *guest) setUp() (abi.Start, error) {
 			return abi.Start{}, fmt.Errorf("setting up %s: %w", g.Name, err)
 		}
 	}
-	start := abi.Start{Controller: g.Name, Options: setup.Options, Verbosity: g.plane.config.Verbosity}
+	start := abi.Start{Controller: g.Name, Options: setup.Options}
 	var err error
 	g.files = setup.Files
 	g.startSum, err = g.digest(start)
@@ -175,7 +175,7 @@ func (g *guest) digest(start abi.Start) (string, error) {
 	for _, path := range slices.Sorted(maps.Keys(g.files)) {
 		fmt.Fprintf(h, "%q%q", path, g.files[path])
 	}
-	for _, fields := range []map[string][]controllers.Field{g.Having, g.Purpose} {
+	for _, fields := range []map[string][]controllers.Field{g.Having, g.Purpose, g.Counting} {
 		_ = json.NewEncoder(h).Encode(fields) // plain data, in a fixed order
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8]), nil
@@ -185,10 +185,11 @@ func (g *guest) digest(start abi.Start) (string, error) {
 func (g *guest) loop(ctx context.Context) {
 	defer context.AfterFunc(ctx, g.stop)()
 	stacked(func() {
-		if g.resume(ctx) {
-			g.openStreams()
-		} else {
+		switch {
+		case !g.resume(ctx):
 			g.startInTurn(ctx)
+		case ctx.Err() == nil:
+			g.openStreams()
 		}
 	})
 	defer g.started()
@@ -210,7 +211,9 @@ func (g *guest) loop(ctx context.Context) {
 		case <-timer.C:
 			stacked(g.tick)
 		case <-g.pressure:
-			stacked(func() { _ = g.sleep(asItIs) }) // a busy guest keeps its memory
+			if time.Now().After(g.saveAfter) {
+				stacked(func() { _ = g.sleep(asItIs) }) // a busy guest keeps its memory
+			}
 		case c := <-g.commands:
 			stacked(func() { c.done <- g.obey(c.verb) })
 		}
@@ -232,6 +235,9 @@ func stacked(f func()) {
 // startInTurn runs the guest for the first time, unless ctx ends before it is its
 // turn. Its turn lasts until started is called.
 func (g *guest) startInTurn(ctx context.Context) {
+	if ctx.Err() != nil {
+		return
+	}
 	select {
 	case g.plane.starts <- struct{}{}:
 		g.started = sync.OnceFunc(func() { <-g.plane.starts })

@@ -46,9 +46,8 @@ type Config struct {
 	// ones are released early. 0 means no bound.
 	MemoryBudget int64
 	// Pressure tells when memory is scarce; nil: nobody does.
-	Pressure  *pressure.Monitor
-	Verbosity int // klog's, in the guests
-	Log       *logrus.Entry
+	Pressure *pressure.Monitor
+	Log      *logrus.Entry
 }
 
 // Datastore identifies what the guests' caches mirror. It is read before the API

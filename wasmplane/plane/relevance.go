@@ -55,10 +55,12 @@ func (x *exchange) lacks(declared []controllers.Field, ev event, raw []byte) boo
 
 // fields are what exchange.having is about.
 func (x *exchange) fields() (declared []controllers.Field, ruled bool) {
-	if declared, ruled = x.guest.Having[x.resource]; !ruled {
-		declared, ruled = x.guest.Purpose[x.resource]
+	for _, of := range []map[string][]controllers.Field{x.guest.Having, x.guest.Purpose, x.guest.Counting} {
+		if declared, ruled = of[x.resource]; ruled {
+			return declared, true
+		}
 	}
-	return declared, ruled
+	return nil, false
 }
 
 // servesNothing reports whether an event has no part in the guest's purpose, of which
@@ -127,6 +129,57 @@ func (x *exchange) savedFields() []uint64 {
 	return uids
 }
 
+// noteChange reports whether an event changes one of the fields of which no change
+// waits, and notes what they are now; guest.mu is held.
+//
+// It is what the host has seen last that counts: the guest knows it, or will before
+// anything else. What is not known, as after the server was started, has changed.
+func (x *exchange) noteChange(ev event, raw []byte) bool {
+	declared := x.guest.MayNotChange(x.resource)
+	if len(declared) == 0 || ev.kind() == 0 {
+		return false
+	}
+	uid := xxhash.Sum64String(ev.UID)
+	if ev.kind() == controllers.Deleted {
+		delete(x.digests, uid)
+		return false
+	}
+	before, known := x.digests[uid]
+	now, ok := digest(raw, declared)
+	if !ok {
+		delete(x.digests, uid)
+		return true
+	}
+	if x.digests == nil {
+		x.digests = map[uint64]uint64{}
+	}
+	x.digests[uid] = now
+	return !known || now != before
+}
+
+// digest hashes the declared fields of an event's object; ok says whether they could
+// be read.
+func digest(raw []byte, declared []controllers.Field) (sum uint64, ok bool) {
+	kind, object, ok := objectOf(raw)
+	if !ok {
+		return 0, false
+	}
+	h := xxhash.New()
+	for k, f := range declared {
+		if kind == metadataKind && f.Path[0] != objectMetadata {
+			return 0, false
+		}
+		err := eachAt(object, f.Path, func(v fieldValue) {
+			_, _ = h.Write([]byte{byte(k)})
+			_, _ = h.Write(v.whole)
+		})
+		if err != nil {
+			return 0, false
+		}
+	}
+	return h.Sum64(), true
+}
+
 // metadataKind is the kind of an object of which a watch tells the metadata alone.
 const metadataKind = "PartialObjectMetadata"
 
@@ -161,18 +214,22 @@ func counts(f controllers.Field) func(fieldValue) bool {
 // hasField reports whether a message has a field, given by the numbers on the way to
 // it, that is as it has to be.
 func hasField(b []byte, path []int, is func(fieldValue) bool) (has bool, err error) {
+	err = eachAt(b, path, func(f fieldValue) { has = has || is(f) })
+	return has, err
+}
+
+// eachAt calls do with each field of a message that the numbers on the way lead to.
+func eachAt(b []byte, path []int, do func(fieldValue)) (err error) {
 	inner := eachField(b, func(f fieldValue) {
-		if int(f.number) != path[0] || has || err != nil {
-			return
-		}
 		switch {
+		case int(f.number) != path[0] || err != nil:
 		case len(path) == 1:
-			has = is(f)
+			do(f)
 		case f.typ == protowire.BytesType:
-			has, err = hasField(f.value, path[1:], is)
+			err = eachAt(f.value, path[1:], do)
 		}
 	})
-	return has, firstError(inner, err)
+	return firstError(inner, err)
 }
 
 // lacksOthers reports whether objects of a watch are none of the guest's business
@@ -200,13 +257,22 @@ func (g *guest) knowsNone(resources []string) bool {
 			if !x.watch || x.resource != resource {
 				continue
 			}
-			if !x.settled || !x.members.none() {
+			if !x.settled || g.toldOfSome(x) {
 				return true
 			}
 			watched = true
 		}
 		return !watched
 	})
+}
+
+// toldOfSome reports whether the guest may have been told of an object of a watch that
+// counts and is still there; guest.mu is held.
+func (g *guest) toldOfSome(x *exchange) bool {
+	if _, ruled := g.Counting[x.resource]; ruled {
+		return x.having == nil || len(x.having) > 0
+	}
+	return !x.members.none()
 }
 
 // Some updates say nothing but that something lives: a Lease is renewed each ten

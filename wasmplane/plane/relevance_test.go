@@ -281,11 +281,11 @@ func TestCountOverRestart(t *testing.T) {
 	if next.wakes(xs[0], pod) {
 		t.Error("none: a pod wakes")
 	}
-	next, xs = s.restarted(d, func(s *snapshot.Stream) { s.Count = nil })
+	next, xs = s.restarted(d, func(s *snapshot.Stream) { s.MembersKnown = false })
 	if !next.wakes(xs[0], pod) {
-		t.Error("not counted: a pod wakes nobody")
+		t.Error("not known: a pod wakes nobody")
 	}
-	if _, xs := next.restarted(d, nil); !xs[1].members.uncounted {
+	if _, xs := next.restarted(d, nil); xs[1].members.known {
 		t.Error("what was not known is known after another restart")
 	}
 	s.wakes(services, frame("ADDED", service))
@@ -520,6 +520,123 @@ func TestUrgent(t *testing.T) {
 	}
 }
 
+// TestChanging: an event that may wait by its kind does not if a declared field is
+// another than before, whether the guest was told of that or is about to be.
+func TestChanging(t *testing.T) {
+	owners := []controllers.Field{{Name: "metadata.ownerReferences", Path: []int{objectMetadata, metaOwners}}}
+	const may = controllers.Added | controllers.Modified | controllers.Deleted
+	s := newSleeper(t, controllers.Declaration{
+		Wait:     map[string]controllers.Events{"*": may, "others": may},
+		Changing: map[string][]controllers.Field{"*": owners, "others": nil},
+	})
+	revision := 10
+	event := func(typ, name string, owners ...metav1.OwnerReference) []byte {
+		revision++
+		return frame(typ, &metav1.PartialObjectMetadata{ObjectMeta: meta(name, revision, owners...)})
+	}
+	things, others := s.watch("/api/v1/things"), s.watch("/api/v1/others")
+	two := []metav1.OwnerReference{owner("ReplicaSet"), {Kind: "Node", Name: "n", UID: "n"}}
+	for k, step := range []struct {
+		x     *exchange
+		raw   []byte
+		wakes bool
+	}{
+		{things, event("ADDED", "a"), true}, // not known
+		{things, event("MODIFIED", "a"), false},
+		{things, event("MODIFIED", "a", owner("ReplicaSet")), true},
+		{things, event("MODIFIED", "a", owner("ReplicaSet")), false},
+		{things, event("MODIFIED", "b", owner("ReplicaSet")), true},
+		{things, event("MODIFIED", "a", two...), true},
+		{things, event("MODIFIED", "a", two[1], two[0]), true},
+		{things, event("MODIFIED", "a"), true}, // it is released
+		{things, event("MODIFIED", "a"), false},
+		{things, event("DELETED", "a"), false},
+		{things, event("MODIFIED", "a"), true}, // not known any more
+		{things, []byte(object("MODIFIED", "a", "99", nil)), true},
+		{things, event("MODIFIED", "a"), true}, // JSON says nothing
+		{others, event("ADDED", "a"), false},
+		{others, event("MODIFIED", "a", owner("ReplicaSet")), false},
+	} {
+		if got := s.wakes(step.x, step.raw); got != step.wakes {
+			t.Errorf("step %d wakes: %v", k, got)
+		}
+	}
+	if len(others.digests) != 0 || len(things.digests) != 2 {
+		t.Errorf("kept: %v, %v", things.digests, others.digests)
+	}
+
+	fields := newSleeper(t, controllers.Declaration{
+		Wait:     map[string]controllers.Events{"services": controllers.Any},
+		Changing: map[string][]controllers.Field{"services": {balanced}},
+	})
+	x := fields.watch("/api/v1/services")
+	for k, wakes := range []bool{true, true} { // metadata alone cannot tell
+		if got := fields.wakes(x, event("MODIFIED", "a")); got != wakes {
+			t.Errorf("event %d of metadata wakes: %v", k, got)
+		}
+	}
+}
+
+// TestChangeThatIsLate: a change that wakes the guest a moment later does so although
+// another event of the object has come meanwhile.
+func TestChangeThatIsLate(t *testing.T) {
+	s := newSleeper(t, controllers.Declaration{
+		Wait:     map[string]controllers.Events{"things": controllers.Modified},
+		Late:     map[string]controllers.Events{"things": controllers.Added | controllers.Modified},
+		Changing: map[string][]controllers.Field{"things": {{Name: "metadata.ownerReferences", Path: []int{objectMetadata, metaOwners}}}},
+	})
+	x := s.watch("/api/v1/things")
+	for k, owners := range [][]metav1.OwnerReference{nil, {owner("ReplicaSet")}, {owner("ReplicaSet")}} {
+		typ := "MODIFIED"
+		if k == 0 {
+			typ = "ADDED"
+		}
+		if s.wakes(x, frame(typ, &metav1.PartialObjectMetadata{ObjectMeta: meta("a", 10+k, owners...)})) {
+			t.Errorf("event %d wakes at once", k)
+		}
+		if due := s.waitingDue(time.Now()); due > lateness {
+			t.Errorf("after event %d it wakes in %s", k, due)
+		}
+	}
+}
+
+// TestCounting: of a resource that others are without, only objects with a field count.
+func TestCounting(t *testing.T) {
+	d := controllers.Declaration{
+		Without:   map[string][]string{"pods": {"services"}},
+		TimersFor: []string{"services"},
+		Counting:  map[string][]controllers.Field{"services": {balanced}},
+	}
+	s := newSleeper(t, d)
+	pods, services := s.watch("/api/v1/pods"), s.watch("/api/v1/services")
+	pod := frame("MODIFIED", &corev1.Pod{ObjectMeta: meta("p", 5)})
+	check := func(what string, known bool) {
+		t.Helper()
+		if got := s.wakes(pods, pod); got != known {
+			t.Errorf("%s: a pod wakes: %v", what, got)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if got := s.timersRest(); got == known {
+			t.Errorf("%s: timers rest: %v", what, got)
+		}
+	}
+	check("none", false)
+	if !s.wakes(services, frame("ADDED", service("ClusterIP"))) {
+		t.Error("the resource itself waits")
+	}
+	check("one that does not count", false)
+	s.wakes(services, frame("MODIFIED", service("LoadBalancer")))
+	check("one that counts", true)
+	s, xs := s.restarted(d, nil)
+	pods, services = xs[0], xs[1]
+	check("after a restart", true)
+	s.wakes(services, frame("MODIFIED", service("ClusterIP")))
+	check("none that counts any more", false)
+	services.having = nil
+	check("not known", true)
+}
+
 // TestFieldThatGoes: what the guest was told decides, not what the API server has
 // sent, and not what the guest was told before.
 func TestFieldThatGoes(t *testing.T) {
@@ -622,7 +739,7 @@ func TestFieldsOverRestart(t *testing.T) {
 		"one":                       {with, nil, true},
 		"not known":                 {without, func(s *snapshot.Stream) { s.Having = nil }, true},
 		"twice":                     {with, func(*snapshot.Stream) {}, true},
-		"not known, from a version": {without, func(s *snapshot.Stream) { s.MembersKnown, s.Members, s.Count = false, 0, nil }, false},
+		"not known, from a version": {without, func(s *snapshot.Stream) { s.MembersKnown, s.Members, s.Count = false, 0, 0 }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSleeper(t, d)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -523,6 +524,34 @@ func TestWaitLimit(t *testing.T) {
 		if due := b.waitingDue(time.Now()); due <= 0 || due > heavyLimit/2 {
 			t.Errorf("%s is due in %s", uid, due)
 		}
+	}
+}
+
+// TestLateEventAfterOneThatWent: an event that is late has the loop look again although
+// it knew of an earlier one, of an object that has come and gone since.
+func TestLateEventAfterOneThatWent(t *testing.T) {
+	b := newBare(t, controllers.Declaration{Late: map[string]controllers.Events{"*": controllers.Any}}, nil)
+	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.exchanges[1] = x
+	b.state = Asleep
+	for k, ev := range []event{{Type: "ADDED", UID: "a"}, {Type: "DELETED", UID: "a"}, {Type: "ADDED", UID: "b"}} {
+		ev.Revision = strconv.Itoa(100 + k)
+		b.mu.Lock()
+		x.take(ev, []byte("raw"))
+		b.mu.Unlock()
+		if ev.Type == "ADDED" && len(b.notify) == 0 {
+			t.Errorf("%s %s: the loop hears nothing", ev.Type, ev.UID)
+		}
+		for len(b.notify) > 0 {
+			<-b.notify
+		}
+		b.untilNext() // the loop looks
+	}
+	if due, _ := b.untilNext(); due > lateness {
+		t.Errorf("the loop waits for %s", due)
 	}
 }
 

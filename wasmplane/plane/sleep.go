@@ -45,6 +45,9 @@ func (g *guest) sleep(collect bool) error {
 	if collect {
 		var err error
 		if collect, err = g.collect(); err != nil {
+			if g.inst != nil { // or it ended
+				g.notSaved(err)
+			}
 			return err
 		}
 	}
@@ -72,11 +75,11 @@ func (g *guest) sleep(collect bool) error {
 	if err == nil {
 		written, err = g.plane.store.Save(g.Name, head, g.plane.clock.saved(), pages)
 	}
-	g.plane.noteSave(g.Name, err)
 	if err != nil {
-		g.saveAfter = time.Now().Add(saveRetry)
+		g.notSaved(err)
 		return err
 	}
+	g.plane.noteSave(g.Name, nil)
 	g.plane.metrics.saveSeconds.Observe(time.Since(began).Seconds())
 	g.plane.metrics.written.Add(float64(written))
 	if err := g.plane.marks.Clear(g.Name); err != nil {
@@ -98,14 +101,19 @@ func (g *guest) sleep(collect bool) error {
 		g.mu.Unlock()
 		return errBusy
 	}
-	g.state = Asleep
+	g.state, g.quiet = Asleep, head.Quiet
 	g.stats.ResidentBytes = 0
 	g.mu.Unlock()
-	g.quiet = head.Quiet
 	g.inst.Close()
 	g.inst = nil
 	g.log.WithFields(logrus.Fields{"written": written, "took": time.Since(began).Round(10 * time.Microsecond)}).Debug("asleep")
 	return nil
+}
+
+// notSaved says that the guest has to stay in memory for a while.
+func (g *guest) notSaved(err error) {
+	g.plane.noteSave(g.Name, err)
+	g.saveAfter = time.Now().Add(saveRetry)
 }
 
 // collect has the guest collect its garbage, if it has grown by much since that was
@@ -228,7 +236,11 @@ func (g *guest) resume(ctx context.Context) bool {
 		g.discard()
 		return false
 	}
-	if err := g.caughtUp(ctx); err != nil {
+	err = g.caughtUp(ctx)
+	if ctx.Err() != nil {
+		return true // what was saved is as good for the next start
+	}
+	if err != nil {
 		// Nothing unusual: the cluster has changed while the server was stopped,
 		// or did as it started.
 		g.log.Debugf("starting cold: %v", err)

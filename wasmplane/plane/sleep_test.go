@@ -56,6 +56,22 @@ func TestHeartbeatSlack(t *testing.T) {
 	}
 }
 
+// TestFirstHeartbeat: with the first object that has a heartbeat the next timer is
+// another.
+func TestFirstHeartbeat(t *testing.T) {
+	b := newBare(t, controllers.Declaration{TimerSlack: time.Hour, Heartbeat: controllers.Heartbeat{Resource: "leases", Within: time.Minute}}, nil)
+	x := &exchange{guest: b.guest, resource: "leases"}
+	for k, ev := range []event{{Type: "ADDED", UID: "a"}, {Type: "MODIFIED", UID: "a"}, {Type: "DELETED", UID: "a"}, {Type: "ADDED", UID: "b"}} {
+		b.noteHeartbeat(x, ev)
+		if looks := len(b.notify) > 0; looks != (ev.Type == "ADDED") {
+			t.Errorf("event %d: the loop looks again: %v", k, looks)
+		}
+		for len(b.notify) > 0 {
+			<-b.notify
+		}
+	}
+}
+
 // TestTimers has when a guest's timer fires and when it is put to sleep.
 func TestTimers(t *testing.T) {
 	lease := controllers.Heartbeat{Resource: "leases", Within: time.Minute}
@@ -126,6 +142,10 @@ func TestTimers(t *testing.T) {
 			}
 			b.quiet = !c.hasty
 			b.state, b.underWay, b.stirred = Asleep, c.underWay, now.Add(-c.idle)
+			is := near
+			if c.slack > 0 && !c.warm && !c.hasty && c.heartbeat.Resource == "" { // it is earlier, with others
+				is = func(got, want time.Duration) bool { return got <= want && got > want-c.slack }
+			}
 			wait := c.due
 			if c.warm {
 				b.state, b.inst = Warm, &runtime.Instance{}
@@ -134,15 +154,49 @@ func TestTimers(t *testing.T) {
 				}
 				wait = min(wait, c.sleep)
 			}
-			if got := b.timerDue(); !near(got, c.due) {
+			if got := b.timerDue(); !is(got, c.due) {
 				t.Errorf("timer due in %s, want %s", got, c.due)
 			}
 			got, forever := b.untilNext()
-			if !near(got, max(0, wait)) || forever != (wait == never) {
+			if !is(got, max(0, wait)) || forever != (wait == never) {
 				t.Errorf("next in %s (forever: %v), want %s", got, forever, wait)
 			}
 			b.inst = nil
 		})
+	}
+}
+
+// TestTimersFireTogether: guests whose timers may be late have them at the same moments
+// as others that may be later, whenever they began.
+func TestTimersFireTogether(t *testing.T) {
+	const day = 24 * time.Hour
+	moments := func(began, period, slack time.Duration) map[time.Duration]bool {
+		all := map[time.Duration]bool{}
+		for now := began; ; {
+			at := together(now+period, now+period+slack)
+			if at < now+period || at > now+period+slack {
+				t.Fatalf("a timer at %s with a slack of %s fires at %s", now+period, slack, at)
+			}
+			if at > day {
+				return all
+			}
+			all[at], now = true, at
+		}
+	}
+	rare := moments(0, 37*time.Minute, time.Hour)
+	if len(rare) < 15 {
+		t.Errorf("only %d moments", len(rare))
+	}
+	for began := range time.Duration(60) {
+		often := moments(began*time.Second, 15*time.Second, time.Minute)
+		if most := int(day / (60 * time.Second)); len(often) > most {
+			t.Errorf("begun at %d s it fires %d times, more than %d", began, len(often), most)
+		}
+		for at := range rare {
+			if !often[at] {
+				t.Errorf("at %s one fires alone", at)
+			}
+		}
 	}
 }
 

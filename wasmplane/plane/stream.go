@@ -52,8 +52,10 @@ type exchange struct {
 	seen      string // resourceVersion up to which the host has seen events
 	delivered string // resourceVersion up to which the guest was given them
 	attempts  int    // to renew the watch since something was seen of it
+	attempted time.Time
 	members   members
-	having    map[uint64]bool // see lacksFields; nil: not known
+	having    map[uint64]bool   // see lacksFields; nil: not known
+	digests   map[uint64]uint64 // see noteChange
 	waiting   []waitingEvent
 }
 
@@ -134,10 +136,7 @@ func (g *guest) resumeExchange(s snapshot.Stream) (*exchange, error) {
 		return nil, err
 	}
 	x.settled, x.seen, x.delivered = true, s.Revision, s.Revision
-	x.members = members{known: s.MembersKnown, sum: s.Members, uncounted: s.Count == nil}
-	if s.Count != nil {
-		x.members.count = *s.Count
-	}
+	x.members = members{known: s.MembersKnown, sum: s.Members, count: s.Count}
 	x.resumeFields(s.Having)
 	return x, nil
 }
@@ -145,15 +144,11 @@ func (g *guest) resumeExchange(s snapshot.Stream) (*exchange, error) {
 // snapshotStream is what is kept of a watch while its guest sleeps; guest.mu is
 // held.
 func (x *exchange) snapshotStream() snapshot.Stream {
-	s := snapshot.Stream{
+	return snapshot.Stream{
 		ID: x.id, URL: x.url.RequestURI(), Header: x.header,
-		Revision: x.delivered, MembersKnown: x.members.known, Members: x.members.sum,
+		Revision: x.delivered, MembersKnown: x.members.known, Members: x.members.sum, Count: x.members.count,
 		Having: x.savedFields(),
 	}
-	if m := x.members; m.known && !m.uncounted {
-		s.Count = &m.count
-	}
-	return s
 }
 
 // run does the exchange and delivers the response, when it is the guest's turn.

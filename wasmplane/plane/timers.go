@@ -1,6 +1,7 @@
 package plane
 
 import (
+	"math/bits"
 	"time"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
@@ -58,8 +59,19 @@ func (g *guest) nextTimerDue(sleeps bool) time.Duration {
 			slack = min(slack, hasteSlack)
 		}
 		due += slack
+		if slack > hasteSlack && g.Heartbeat.Resource == "" {
+			due = together(g.nextTimer, g.nextTimer+slack) - g.plane.clock.now()
+		}
 	}
 	return due
+}
+
+// together is when a timer fires that may between from and to, which is later, so that those of several
+// guests do at once: at the roundest moment there is, the one that most powers of two
+// divide. Whose slack is large fires at moments that are round for all others, too.
+func together(from, to time.Duration) time.Duration {
+	differ := bits.Len64(uint64(from ^ to)) // the bits in which no moment in between has to agree
+	return to &^ (1<<differ>>1 - 1)
 }
 
 // sleepIn is the time until an idle guest is to be saved; never if that is not
@@ -121,7 +133,7 @@ func (g *guest) noteHeartbeat(x *exchange, ev event) {
 		delete(g.heartbeats, ev.UID)
 		return
 	}
-	silent := g.heartbeatSlack(time.Now(), 0) == 0
+	silent := len(g.heartbeats) == 0 || g.heartbeatSlack(time.Now(), 0) == 0
 	g.heartbeats[ev.UID] = time.Now()
 	if silent {
 		poke(g.notify) // the next timer is another now

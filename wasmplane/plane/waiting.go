@@ -30,7 +30,7 @@ func (g *guest) mayWait(ev event) bool {
 // needNotWake reports what the declaration says of an event; guest.mu is held.
 func (g *guest) needNotWake(x *exchange, ev event, raw []byte) bool {
 	kind := ev.kind()
-	return kind != 0 && (g.MayWait(x.resource)&kind != 0 && !g.urgent(x, raw) || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw) ||
+	return kind != 0 && (g.MayWait(x.resource)&kind != 0 && !ev.Changed && !g.urgent(x, raw) || g.ownedByOthers(x, ev) || g.lacksOthers(x) || x.lacksFields(ev, raw) ||
 		g.servesNothing(x, ev, raw))
 }
 
@@ -63,22 +63,25 @@ func (g *guest) flushWaiting() {
 	for _, id := range slices.Sorted(maps.Keys(g.exchanges)) {
 		g.exchanges[id].flush()
 	}
-	g.nextDue = time.Time{}
 }
 
-// waitingDue is the time until an event has waited for long enough.
+// waitingDue is the time until an event has waited for long enough. It is for loop,
+// which then knows.
 func (g *guest) waitingDue(now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	due := never
+	g.nextDue = time.Time{}
 	for _, x := range g.exchanges {
 		for _, w := range x.waiting {
-			if !w.due.IsZero() {
-				due = min(due, w.due.Sub(now))
+			if !w.due.IsZero() && (g.nextDue.IsZero() || w.due.Before(g.nextDue)) {
+				g.nextDue = w.due
 			}
 		}
 	}
-	return due
+	if g.nextDue.IsZero() {
+		return never
+	}
+	return g.nextDue.Sub(now)
 }
 
 // overdue names an event that has waited for long enough; guest.mu is held.

@@ -28,6 +28,7 @@ type event struct {
 	Controller string // kind of the owner that controls it, "" if none does
 	InitialEnd bool   // the bookmark that ends the initial events
 	Refresh    bool   // it says no more than that something lives, see prints
+	Changed    bool   // a field has changed that must not wait, see noteChange
 }
 
 // kind is the event as declarations name it; 0 for bookmarks and errors.

@@ -13,10 +13,11 @@ import (
 // in one go, so that an open one is no part of a snapshot.
 
 const (
-	errnoNoent  = 44
-	errnoNotdir = 54
-	errnoRofs   = 69
-	errnoNfile  = 41
+	errnoNametoolong = 37
+	errnoNoent       = 44
+	errnoNotdir      = 54
+	errnoRofs        = 69
+	errnoNfile       = 41
 
 	filetypeDirectory   = 3
 	filetypeRegularFile = 4
@@ -73,14 +74,20 @@ func fdPrestatDirName(c call) uint32 {
 	return errnoSuccess
 }
 
+// maxPath is the length of the longest path in bytes, as in Linux.
+const maxPath = 4096
+
 // lookup finds a file by the arguments for the directory and the path.
 func (c call) lookup(fd, path, length uint32) (content string, errno uint32) {
 	if fd != rootFD {
 		return "", errnoBadf
 	}
 	b := c.bytes(path, length)
-	if b == nil {
+	switch {
+	case b == nil:
 		return "", errnoFault
+	case len(b) > maxPath: // it is about to be copied
+		return "", errnoNametoolong
 	}
 	content, ok := c.config.Files["/"+strings.TrimPrefix(string(b), "/")]
 	if !ok {
@@ -91,7 +98,7 @@ func (c call) lookup(fd, path, length uint32) (content string, errno uint32) {
 
 func pathOpen(c call) uint32 {
 	content, errno := c.lookup(c.u32(0), c.u32(2), c.u32(3))
-	if errno == errnoFault || errno == errnoBadf {
+	if errno == errnoFault || errno == errnoBadf || errno == errnoNametoolong {
 		return errno
 	}
 	if c.u32(4)&oflagsChange != 0 || uint64(c.args[5].I64())&rightFdWrite != 0 {

@@ -53,9 +53,6 @@ type Config struct {
 	// may have nothing but timers of its own before it leaves the pump; 0 means a
 	// minute.
 	Run time.Duration
-	// Env is the guest's environment, as NAME=value. Go reads it in
-	// _initialize only.
-	Env []string
 	// Files are the files that the guest can read, by their absolute path. The map
 	// must not change.
 	Files map[string]string

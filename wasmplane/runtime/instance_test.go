@@ -589,6 +589,7 @@ func TestHostileCalls(t *testing.T) {
 		again   = 6
 		badf    = 8
 		fault   = 21
+		toolong = 37
 		noent   = 44
 		nosys   = 52
 		rofs    = 69
@@ -618,6 +619,7 @@ func TestHostileCalls(t *testing.T) {
 		"a file to empty":                 {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 8) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, rofs},
 		"a file to write":                 {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 0) (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 64))`, rofs},
 		"a path beyond memory":            {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const -1) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, fault},
+		"a path that is too long":         {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 4097) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64))`, toolong},
 		"a descriptor beyond memory":      {`(call $open (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 262142))`, fault},
 		"a request beyond memory":         {`(call $request (i32.const 262143) (i32.const 2))`, abi.ErrFormat},
 		"a request of four billion bytes": {`(call $request (i32.const 0) (i32.const -1))`, abi.ErrFormat},

@@ -68,8 +68,8 @@ var hostFuncs = map[string]map[string]hostFunc{
 	wasi: {
 		"args_sizes_get":      errno("ii", func(c call) uint32 { return c.sizes(arguments) }),
 		"args_get":            errno("ii", func(c call) uint32 { return c.strings(arguments) }),
-		"environ_sizes_get":   errno("ii", func(c call) uint32 { return c.sizes(c.config.Env) }),
-		"environ_get":         errno("ii", func(c call) uint32 { return c.strings(c.config.Env) }),
+		"environ_sizes_get":   errno("ii", func(c call) uint32 { return c.sizes(nil) }),
+		"environ_get":         errno("ii", func(c call) uint32 { return c.strings(nil) }),
 		"clock_time_get":      errno("iIi", clockTimeGet),
 		"random_get":          errno("ii", randomGet),
 		"fd_fdstat_get":       errno("ii", fdFdstatGet),

@@ -77,12 +77,11 @@ type Stream struct {
 	Header http.Header `json:"header"`
 	// Revision is the resourceVersion up to which the guest has seen events.
 	Revision string `json:"revision"`
-	// Members is a digest of the set of objects that the guest knows, if
-	// MembersKnown.
+	// Members is a digest of the set of objects that the guest knows, and Count how
+	// many these are, if MembersKnown.
 	MembersKnown bool   `json:"membersKnown,omitempty"`
 	Members      uint64 `json:"members,omitempty"`
-	// Count is how many objects these are; nil: it is not known.
-	Count *int `json:"count,omitempty"`
+	Count        int    `json:"count,omitempty"`
 	// Having are hashes of the UIDs of those objects that the guest was told of
 	// with a field that its declaration names; nil: it is not known which.
 	Having []uint64 `json:"having,omitzero"`

@@ -103,7 +103,7 @@ func testHead(random *rand.Rand) Head {
 		Revision:   random.Int64(),
 		Streams: []Stream{{
 			ID: random.Uint32(), URL: "/api/v1/pods?watch=1", Header: http.Header{"Accept": {"x", "y"}}, Revision: "12",
-			MembersKnown: true, Members: random.Uint64(), Count: new(random.IntN(2)), Having: []uint64{random.Uint64(), 1}[:random.IntN(3)],
+			MembersKnown: true, Members: random.Uint64(), Count: random.IntN(2), Having: []uint64{random.Uint64(), 1}[:random.IntN(3)],
 		}},
 		Heartbeats: []string{"a", "b"},
 	}

@@ -9,10 +9,8 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
-	"strconv"
 	_ "time/tzdata" // for cron jobs; a guest has no files
 
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
@@ -43,9 +41,6 @@ func start(program string, run guest.RunFunc) guest.RunFunc {
 		os.Args = []string{program}
 		userAgent = program + "/wasm/" + s.Controller
 		utilrand.Seed(s.Seed)
-		if err := logTo(s.Verbosity); err != nil {
-			return err
-		}
 		return run(klog.NewContext(ctx, klog.Background()), s)
 	}
 }
@@ -79,11 +74,4 @@ func runController(ctx context.Context, s abi.Start, d *app.ControllerDescriptor
 	}
 	<-ctx.Done()
 	return ctx.Err()
-}
-
-// logTo sends klog to standard error, which the host reads line by line.
-func logTo(verbosity int) error {
-	flags := flag.NewFlagSet("", flag.ContinueOnError)
-	klog.InitFlags(flags)
-	return flags.Set("v", strconv.Itoa(verbosity))
 }

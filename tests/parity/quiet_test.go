@@ -1,0 +1,77 @@
+package parity
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/dormouse-k8s/dormouse/tests/hollow"
+)
+
+// stirs are cases of one event each, on which a controller acts although most events
+// of the kind are nothing to it. Among other cases something else would wake it soon.
+var stirs = []trial{
+	{"owner-changes", "garbage-collector-controller", ownerChanges},
+	{"pod-on-tainted-node", "taint-eviction-controller", podOnTaintedNode},
+	{"volume-after-claim", "persistentvolume-binder-controller", volumeAfterClaim},
+}
+
+// TestOneEventWakes: on a cluster where nothing else happens each controller sleeps,
+// and the event that is for it wakes it.
+func TestOneEventWakes(t *testing.T) {
+	t.Parallel()
+	w := start(t, "wasm")
+	for _, c := range stirs {
+		t.Run(c.name, func(t *testing.T) { w.try(t, c) })
+	}
+	w.verify(t)
+}
+
+// asleep waits until these controllers sleep.
+func (r *run) asleep(controllers string) {
+	r.Helper()
+	r.eventually("sleep", func(ctx context.Context) error {
+		up, err := r.guests(ctx, "cold", "warm", "awake", "failed")
+		for _, c := range up {
+			if slices.Contains(strings.Fields(controllers), c.Name) {
+				return fmt.Errorf("%s is %s", c.Name, c.State)
+			}
+		}
+		return err
+	})
+}
+
+// ownerChanges: an object that passes to an owner that does not exist goes.
+func ownerChanges(r *run) {
+	r.apply(configMap, "passed-on", "", "[]")
+	r.apply(configMap, "changed", "", "[]")
+	r.asleep("garbage-collector-controller")
+	r.patch("configmaps/changed", "data: {key: value}")
+	r.patch("configmaps/passed-on", "metadata: {ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: never, uid: 6a0e2f4e-0000-4000-8000-000000000000}]}")
+	r.absent("configmaps/passed-on")
+	r.want("configmaps/changed", "data: {key: value}")
+}
+
+// podOnTaintedNode: a pod that is put onto a node, past the scheduler, which would not
+// have done it, is evicted.
+func podOnTaintedNode(r *run) {
+	r.node(hollow.Config{Name: "tainted", Taints: append(r.keepOut(), corev1.Taint{Key: "trouble", Effect: corev1.TaintEffectNoExecute})})
+	r.asleep("taint-eviction-controller node-lifecycle-controller")
+	r.apply(barePod, "late", "", "", fmt.Sprintf("nodeName: tainted, tolerations: [{key: parity, value: %s}], ", r.ns))
+	r.absent("pods/late")
+}
+
+// volumeAfterClaim: upstream finds the volume for a claim that waits when it looks at
+// all claims next.
+func volumeAfterClaim(r *run) {
+	const class = "parity-quiet"
+	r.apply(claim, "first", class, "1Gi", "")
+	r.reaches("persistentvolumeclaims/first", "status: {phase: Pending}")
+	r.asleep("persistentvolume-binder-controller")
+	r.apply(volume, "parity-quiet", r.ns, class, "1Gi", onHost)
+	r.want("persistentvolumeclaims/first", "{spec: {volumeName: parity-quiet}, status: {phase: Bound}}")
+}
