@@ -66,7 +66,6 @@ type trial struct {
 
 // TestParity runs all cases in both modes.
 func TestParity(t *testing.T) {
-	t.Parallel()
 	for _, mode := range []string{"native", "wasm"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -112,16 +111,16 @@ func (w *world) hold(h hold) {
 	w.held = append(w.held, h)
 }
 
-// start starts a server and nodes.
-func start(t *testing.T, mode string) *world {
+// start starts a server with further arguments, and nodes.
+func start(t *testing.T, mode string, args ...string) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startPatience)
 	defer cancel()
-	n, err := node.Start(ctx, node.Config{Binary: *binary, Args: []string{
+	n, err := node.Start(ctx, node.Config{Binary: *binary, Args: append([]string{
 		"--disable-agent", "--controller-mode=" + mode,
 		// Usage of quotas that was counted between admission and creation is counted again then.
 		"--kube-controller-manager-arg=resource-quota-sync-period=30s",
-	}})
+	}, args...)})
 	if err != nil {
 		t.Fatal(err)
 	}

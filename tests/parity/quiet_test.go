@@ -18,12 +18,12 @@ var stirs = []trial{
 	{"owner-changes", "garbage-collector-controller", ownerChanges},
 	{"pod-on-tainted-node", "taint-eviction-controller", podOnTaintedNode},
 	{"volume-after-claim", "persistentvolume-binder-controller", volumeAfterClaim},
+	{"schedule", "cronjob-controller", schedule},
 }
 
 // TestOneEventWakes: on a cluster where nothing else happens each controller sleeps,
-// and the event that is for it wakes it.
+// and the event, or the time, that is for it wakes it.
 func TestOneEventWakes(t *testing.T) {
-	t.Parallel()
 	w := start(t, "wasm")
 	for _, c := range stirs {
 		t.Run(c.name, func(t *testing.T) { w.try(t, c) })
@@ -74,4 +74,12 @@ func volumeAfterClaim(r *run) {
 	r.asleep("persistentvolume-binder-controller")
 	r.apply(volume, "parity-quiet", r.ns, class, "1Gi", onHost)
 	r.want("persistentvolumeclaims/first", "{spec: {volumeName: parity-quiet}, status: {phase: Bound}}")
+}
+
+// schedule: a CronJob has its Job when the minute is full.
+func schedule(r *run) {
+	r.apply("{apiVersion: batch/v1, kind: CronJob, metadata: {name: minutely}, spec: {schedule: '* * * * *', jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: main, image: none}]}}}}}}")
+	r.asleep("cronjob-controller job-controller")
+	r.reaches("cronjobs/minutely", "status: {lastScheduleTime: '*'}")
+	r.patch("cronjobs/minutely", "spec: {suspend: true}")
 }
