@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -19,6 +20,7 @@ var stirs = []trial{
 	{"pod-on-tainted-node", "taint-eviction-controller", podOnTaintedNode},
 	{"volume-after-claim", "persistentvolume-binder-controller", volumeAfterClaim},
 	{"schedule", "cronjob-controller", schedule},
+	{"nothing", "", nothing},
 }
 
 // TestOneEventWakes: on a cluster where nothing else happens each controller sleeps,
@@ -82,4 +84,62 @@ func schedule(r *run) {
 	r.asleep("cronjob-controller job-controller")
 	r.reaches("cronjobs/minutely", "status: {lastScheduleTime: '*'}")
 	r.patch("cronjobs/minutely", "spec: {suspend: true}")
+}
+
+// quietFor is how long nothing happens in nothing, but some heartbeats of nodes.
+const quietFor = 30 * time.Second
+
+// nothing: with something of everything there, that does not change, nobody wakes, but
+// for a timer.
+func nothing(r *run) {
+	const pod = "{metadata: {labels: {app: %[1]s}}, spec: {containers: [{name: main, image: none}]}}"
+	r.apply(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec: {replicas: 2, selector: {matchLabels: {app: web}}, template: `+pod+`}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: web}
+spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80}]}`, "web")
+	r.apply("{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: all}, spec: {selector: {matchLabels: {app: all}}, template: "+pod+"}}", "all")
+	r.apply("{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: one}, spec: {serviceName: one, selector: {matchLabels: {app: one}}, template: "+pod+"}}", "one")
+	r.reaches("deployments/web", "status: {availableReplicas: 2}")
+	r.reaches("poddisruptionbudgets/web", "status: {currentHealthy: 2}")
+	r.reaches("daemonsets/all", "status: {numberAvailable: 2}")
+	r.reaches("statefulsets/one", "status: {availableReplicas: 1}")
+	var up []string
+	all, err := r.Controllers(r.Context())
+	for _, c := range all {
+		if c.Name != "pod-garbage-collector-controller" { // it stays for longer
+			up = append(up, c.Name)
+		}
+	}
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.asleep(strings.Join(up, " "))
+	before, err := r.Controllers(r.Context())
+	if err != nil {
+		r.Fatal(err)
+	}
+	select {
+	case <-time.After(quietFor):
+	case <-r.Context().Done():
+	}
+	after, err := r.Controllers(r.Context())
+	if err != nil {
+		r.Fatal(err)
+	}
+	for k, c := range after {
+		if wakes := c.Wakes - before[k].Wakes; wakes > 1 || wakes == 1 && c.LastWakeReason != "timer" {
+			r.Errorf("%s was woken %d times: %s", c.Name, wakes, c.LastWakeReason)
+		}
+	}
 }

@@ -146,6 +146,9 @@ func TestHostileGuests(t *testing.T) {
 					t.Errorf("the API server is told %s", name)
 				}
 			}
+			if h.log.count("who asks is not for the controller to say") != 1 {
+				t.Errorf("nothing, or too much, is said:\n%s", h.log)
+			}
 		}},
 		"flood": {came: "done", said: "asks too often",
 			before: func(h *hostile) { h.bad.requests.SetBurst(10) },

@@ -119,6 +119,12 @@ var allowedMethods = []string{http.MethodGet, http.MethodPost, http.MethodPut, h
 // for the guest to say.
 var allowedHeaders = []string{"Accept", "Content-Type", "User-Agent"}
 
+// saysWho reports whether a header is about who makes a request.
+func saysWho(header string) bool {
+	header = http.CanonicalHeaderKey(header)
+	return header == "Authorization" || strings.HasPrefix(header, "Impersonate-") || strings.HasPrefix(header, "X-Remote-")
+}
+
 // ownPaths begins the paths that the server serves beside the API.
 const ownPaths = "/v1-dormouse"
 

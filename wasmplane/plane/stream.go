@@ -87,6 +87,13 @@ func (g *guest) newExchange(r *abi.Request) (*exchange, error) {
 			header[name] = slices.Clone(vs)
 		}
 	}
+	for name := range r.Header {
+		if saysWho(name) {
+			g.refused.Do(func() {
+				g.log.Warnf("left out header %.40q of a request: who asks is not for the controller to say (more such lines are left out for %s)", name, complaintPeriod)
+			})
+		}
+	}
 	query := u.Query()
 	watch, _ := strconv.ParseBool(query.Get("watch"))
 	from := ""
