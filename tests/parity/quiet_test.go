@@ -3,6 +3,7 @@ package parity
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +48,19 @@ func (r *run) asleep(controllers string) {
 	})
 }
 
+// wokenBy waits until an event of an object in the case's namespace is among those that
+// woke a controller last.
+func (r *run) wokenBy(controller, event, object string) {
+	r.Helper()
+	r.eventually("wakes", func(ctx context.Context) error {
+		_, body, err := r.Request(ctx, http.MethodGet, "/v1-dormouse/wasm/controllers/"+controller)
+		if want := fmt.Sprintf("%s %s/%s", event, r.ns, object); err == nil && !strings.Contains(string(body), want) {
+			err = fmt.Errorf("no wake by %s: %s", want, body)
+		}
+		return err
+	})
+}
+
 // ownerChanges: an object that passes to an owner that does not exist goes.
 func ownerChanges(r *run) {
 	r.apply(configMap, "passed-on", "", "[]")
@@ -55,6 +69,7 @@ func ownerChanges(r *run) {
 	r.patch("configmaps/changed", "data: {key: value}")
 	r.patch("configmaps/passed-on", "metadata: {ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: never, uid: 6a0e2f4e-0000-4000-8000-000000000000}]}")
 	r.absent("configmaps/passed-on")
+	r.wokenBy("garbage-collector-controller", "MODIFIED configmaps", "passed-on")
 	r.want("configmaps/changed", "data: {key: value}")
 }
 
@@ -65,6 +80,7 @@ func podOnTaintedNode(r *run) {
 	r.asleep("taint-eviction-controller node-lifecycle-controller")
 	r.apply(barePod, "late", "", "", fmt.Sprintf("nodeName: tainted, tolerations: [{key: parity, value: %s}], ", r.ns))
 	r.absent("pods/late")
+	r.wokenBy("taint-eviction-controller", "ADDED pods", "late")
 }
 
 // volumeAfterClaim: upstream finds the volume for a claim that waits when it looks at
