@@ -35,12 +35,12 @@ func TestOneEventWakes(t *testing.T) {
 }
 
 // asleep waits until these controllers sleep.
-func (r *run) asleep(controllers string) {
+func (r *run) asleep(controllers ...string) {
 	r.Helper()
 	r.eventually("sleep", func(ctx context.Context) error {
 		up, err := r.guests(ctx, "cold", "warm", "awake", "failed")
 		for _, c := range up {
-			if slices.Contains(strings.Fields(controllers), c.Name) {
+			if slices.Contains(controllers, c.Name) {
 				return fmt.Errorf("%s is %s", c.Name, c.State)
 			}
 		}
@@ -77,7 +77,7 @@ func ownerChanges(r *run) {
 // have done it, is evicted.
 func podOnTaintedNode(r *run) {
 	r.node(hollow.Config{Name: "tainted", Taints: append(r.keepOut(), corev1.Taint{Key: "trouble", Effect: corev1.TaintEffectNoExecute})})
-	r.asleep("taint-eviction-controller node-lifecycle-controller")
+	r.asleep("taint-eviction-controller", "node-lifecycle-controller")
 	r.apply(barePod, "late", "", "", fmt.Sprintf("nodeName: tainted, tolerations: [{key: parity, value: %s}], ", r.ns))
 	r.absent("pods/late")
 	r.wokenBy("taint-eviction-controller", "ADDED pods", "late")
@@ -97,7 +97,7 @@ func volumeAfterClaim(r *run) {
 // schedule: a CronJob has its Job when the minute is full.
 func schedule(r *run) {
 	r.apply("{apiVersion: batch/v1, kind: CronJob, metadata: {name: minutely}, spec: {schedule: '* * * * *', jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: main, image: none}]}}}}}}")
-	r.asleep("cronjob-controller job-controller")
+	r.asleep("cronjob-controller", "job-controller")
 	r.reaches("cronjobs/minutely", "status: {lastScheduleTime: '*'}")
 	r.patch("cronjobs/minutely", "spec: {suspend: true}")
 }
@@ -140,7 +140,7 @@ spec: {selector: {app: web}, ports: [{port: 80}]}`, "web")
 	if err != nil {
 		r.Fatal(err)
 	}
-	r.asleep(strings.Join(up, " "))
+	r.asleep(up...)
 	before, err := r.Controllers(r.Context())
 	if err != nil {
 		r.Fatal(err)

@@ -136,7 +136,7 @@ func (x *exchange) savedFields() []uint64 {
 // anything else. What is not known, as after the server was started, has changed.
 func (x *exchange) noteChange(ev event, raw []byte) bool {
 	declared := x.guest.MayNotChange(x.resource)
-	if len(declared) == 0 || ev.kind() == 0 {
+	if len(declared) == 0 || ev.kind() == 0 || ev.Refresh {
 		return false
 	}
 	uid := xxhash.Sum64String(ev.UID)

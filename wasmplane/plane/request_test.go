@@ -44,6 +44,17 @@ func newBare(t *testing.T, d controllers.Declaration, rt http.RoundTripper) *bar
 	return newBares(t, func(string) http.RoundTripper { return rt }, d)[0]
 }
 
+// watching opens a watch as a snapshot has it, of which version 99 was seen last.
+func (b *bare) watching() *exchange {
+	b.t.Helper()
+	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.exchanges[1] = x
+	return x
+}
+
 // newBares makes guests of one plane.
 func newBares(t testing.TB, transport func(user string) http.RoundTripper, ds ...controllers.Declaration) (all []*bare) {
 	t.Helper()
@@ -484,11 +495,7 @@ func TestEventsThatWaitAreBounded(t *testing.T) {
 // before one.
 func TestHeartbeatsMayWaitForever(t *testing.T) {
 	b := newBare(t, controllers.Declaration{Wait: map[string]controllers.Events{"*": controllers.Modified}}, nil)
-	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.exchanges[1] = x
+	x := b.watching()
 	due := func(uid string, refresh bool) bool {
 		b.mu.Lock()
 		ev := event{Type: "MODIFIED", UID: uid, Refresh: refresh}
@@ -510,11 +517,7 @@ func TestHeartbeatsMayWaitForever(t *testing.T) {
 // TestWaitLimit: the declaration says for how long an event may wait.
 func TestWaitLimit(t *testing.T) {
 	b := newBare(t, controllers.Declaration{Wait: map[string]controllers.Events{"*": controllers.Any}, WaitLimit: heavyLimit / 2}, nil)
-	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.exchanges[1] = x
+	x := b.watching()
 	b.state = Asleep
 	for _, uid := range []string{"a", "b"} {
 		b.mu.Lock()
@@ -531,11 +534,7 @@ func TestWaitLimit(t *testing.T) {
 // it knew of an earlier one, of an object that has come and gone since.
 func TestLateEventAfterOneThatWent(t *testing.T) {
 	b := newBare(t, controllers.Declaration{Late: map[string]controllers.Events{"*": controllers.Any}}, nil)
-	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.exchanges[1] = x
+	x := b.watching()
 	b.state = Asleep
 	for k, ev := range []event{{Type: "ADDED", UID: "a"}, {Type: "DELETED", UID: "a"}, {Type: "ADDED", UID: "b"}} {
 		ev.Revision = strconv.Itoa(100 + k)
@@ -563,11 +562,7 @@ func TestLateEvents(t *testing.T) {
 		Wait: map[string]controllers.Events{"*": controllers.Modified},
 		Late: map[string]controllers.Events{"*": controllers.Added | controllers.Modified},
 	}, nil)
-	x, err := b.resumeExchange(snapshot.Stream{ID: 1, URL: "/things?watch=1", Revision: "99"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.exchanges[1] = x
+	x := b.watching()
 	b.state = Asleep
 	take := func(typ, uid, revision string) time.Duration {
 		b.mu.Lock()

@@ -44,31 +44,33 @@ func (g *guest) nextTimerDue(sleeps bool) time.Duration {
 	if g.nextTimer < 0 {
 		return never
 	}
-	due := g.nextTimer - g.plane.clock.now()
-	if sleeps {
-		rest, slack := g.timersRest(), g.TimerSlack
-		switch {
-		case rest && g.quiet:
-			return never
-		case rest:
-			slack = hasteSlack
-		case slack > 0:
-			slack = min(slack, g.heartbeatSlack(time.Now(), due))
-		}
-		if !g.quiet {
-			slack = min(slack, hasteSlack)
-		}
-		due += slack
-		if slack > hasteSlack && g.Heartbeat.Resource == "" {
-			due = together(g.nextTimer, g.nextTimer+slack) - g.plane.clock.now()
-		}
+	now := g.plane.clock.now()
+	if !sleeps {
+		return g.nextTimer - now
 	}
-	return due
+	rest, slack := g.timersRest(), g.TimerSlack
+	switch {
+	case rest && g.quiet:
+		return never
+	case rest:
+		slack = hasteSlack
+	case slack > 0:
+		slack = min(slack, g.heartbeatSlack(time.Now(), g.nextTimer-now))
+	}
+	if !g.quiet {
+		slack = min(slack, hasteSlack)
+	}
+	at := g.nextTimer + slack
+	if slack > hasteSlack && g.Heartbeat.Resource == "" { // heartbeats move it on
+		at = together(g.nextTimer, at)
+	}
+	return at - now
 }
 
-// together is when a timer fires that may between from and to, which is later, so that those of several
-// guests do at once: at the roundest moment there is, the one that most powers of two
-// divide. Whose slack is large fires at moments that are round for all others, too.
+// together is when a timer fires that may between from and to, which is later, so that
+// those of several guests do at once: at the roundest moment there is, the one that most
+// powers of two divide. Whose slack is large fires at moments that are round for all
+// others, too.
 func together(from, to time.Duration) time.Duration {
 	differ := bits.Len64(uint64(from ^ to)) // the bits in which no moment in between has to agree
 	return to &^ (1<<differ>>1 - 1)
