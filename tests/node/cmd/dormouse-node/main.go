@@ -124,7 +124,7 @@ func enter(command []string) error {
 		return errors.New("no node is running: start one with dormouse-node run")
 	case 1:
 	default:
-		return fmt.Errorf("more than one node is running: %s", strings.Join(dirs, ", "))
+		return fmt.Errorf("more than one node is running, end all but one: %s", strings.Join(dirs, ", "))
 	}
 	cmd, err := node.Enter(dirs[0], command[0], command[1:]...)
 	if err != nil {
