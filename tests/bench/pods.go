@@ -17,8 +17,8 @@ const (
 	// fillers is the label value of those.
 	fillers = "filler"
 	// sampleFor and sampleEvery say how memory is measured: the median over a time in which it rises and falls with
-	// the garbage collector.
-	sampleFor   = time.Minute
+	// the garbage collector, which an idle server runs each four minutes (see cmd/dormouse/memory.go).
+	sampleFor   = 5 * time.Minute
 	sampleEvery = time.Second
 	// createAtATime bounds the requests with which objects are copied.
 	createAtATime = 10
