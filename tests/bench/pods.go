@@ -30,6 +30,7 @@ type Filled struct {
 	Pods   int    `json:"pods"`
 	Empty  Memory `json:"empty"`
 	Filled Memory `json:"filled"` // every guest is asleep
+	Parts  *Parts `json:"parts"`  // of that, a moment later
 }
 
 // fill has the server's controllers make n pods, and waits until they run. Where there are no controllers, what others
@@ -169,7 +170,11 @@ func (b *bench) measurePods(ctx context.Context, servers []*server) error {
 		if err := b.profile(ctx, s, "heap", nil); err != nil {
 			return err
 		}
-		b.report.Filled = append(b.report.Filled, Filled{Mode: s.mode.name, Pods: b.Pods, Empty: empty[k], Filled: filled[k]})
+		parts, err := partsOf(ctx, s)
+		if err != nil {
+			return err
+		}
+		b.report.Filled = append(b.report.Filled, Filled{Mode: s.mode.name, Pods: b.Pods, Empty: empty[k], Filled: filled[k], Parts: parts})
 	}
 	return nil
 }

@@ -160,19 +160,7 @@ func (r *Report) print(out io.Writer) {
 			row(i.Mode, m.RSS, m.PSS, m.Anonymous, percentile(anonymous, 0), percentile(anonymous, 100),
 				fmt.Sprintf("%.2f", i.CPU), fmt.Sprintf("%.2f", 100*i.CPU/r.Settings.Idle.Seconds()), i.Written, i.Snapshots)
 		}
-		heading("Where the anonymous memory is, and how much more than in a server without controllers")
-		row("", "anonymous", "live", "garbage", "holes", "free", "stacks", "runtime", "rest")
-		idle := byMode(r.Idle, func(i Idle) string { return i.Mode })
-		for _, i := range r.Idle {
-			if p := i.Parts; p != nil {
-				row(i.Mode, p.Anonymous, p.Live, p.Garbage, p.Holes, p.Free, p.Stacks, p.Runtime, p.Rest)
-			}
-			if least := idle[bare.name].Parts; i.Parts != nil && least != nil && i.Mode != bare.name {
-				d := i.Parts.less(*least)
-				row("", signedBytes(d.Anonymous), signedBytes(d.Live), signedBytes(d.Garbage), signedBytes(d.Holes), signedBytes(d.Free),
-					signedBytes(d.Stacks), signedBytes(d.Runtime), signedBytes(d.Rest))
-			}
-		}
+		printParts(heading, row, r.Idle, func(i Idle) (string, *Parts) { return i.Mode, i.Parts })
 		for _, i := range r.Idle {
 			if len(i.Guests) == 0 {
 				continue
@@ -197,6 +185,7 @@ func (r *Report) print(out io.Writer) {
 		for _, f := range r.Filled {
 			row(f.Mode, f.Empty.Anonymous, f.Filled.Anonymous, signedBytes(f.Filled.Anonymous-f.Empty.Anonymous))
 		}
+		printParts(heading, row, r.Filled, func(f Filled) (string, *Parts) { return f.Mode, f.Parts })
 	}
 	if len(r.Rollout) > 0 {
 		heading("One Deployment of %d pods until the objects exist, ms, p50 and p99 of %d (load average %.1f)", replicas, len(r.Rollout[0].Created), r.Rollout[0].Load)
@@ -241,6 +230,30 @@ func (r *Report) print(out io.Writer) {
 		}
 	}
 	printBars(out, r.Bars)
+}
+
+// printParts prints where the memory of servers is, and how much more than in the bare one.
+func printParts[T any](heading func(string, ...any), row func(...any), servers []T, of func(T) (mode string, parts *Parts)) {
+	heading("Where the anonymous memory is, and how much more than in a server without controllers")
+	row("", "anonymous", "live", "garbage", "holes", "free", "stacks", "runtime", "rest")
+	var least *Parts
+	for _, s := range servers {
+		if mode, parts := of(s); mode == bare.name {
+			least = parts
+		}
+	}
+	for _, s := range servers {
+		mode, p := of(s)
+		if p == nil {
+			continue
+		}
+		row(mode, p.Anonymous, p.Live, p.Garbage, p.Holes, p.Free, p.Stacks, p.Runtime, p.Rest)
+		if least != nil && p != least {
+			d := p.less(*least)
+			row("", signedBytes(d.Anonymous), signedBytes(d.Live), signedBytes(d.Garbage), signedBytes(d.Holes), signedBytes(d.Free),
+				signedBytes(d.Stacks), signedBytes(d.Runtime), signedBytes(d.Rest))
+		}
+	}
 }
 
 func byMode[T any](list []T, name func(T) string) map[string]T {
