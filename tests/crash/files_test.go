@@ -16,6 +16,7 @@ import (
 
 	"github.com/dormouse-k8s/dormouse/tests/cluster"
 	"github.com/dormouse-k8s/dormouse/tests/hollow"
+	"github.com/dormouse-k8s/dormouse/wasmplane/controllers"
 )
 
 // spoiled is something that happens to the snapshots while no server runs.
@@ -166,10 +167,34 @@ func (s *server) restore(files map[string][]byte) {
 	s.says(logged, `snapshot discarded, starting cold`)
 }
 
+// relisted checks that every guest which watches one of some resources started cold: none goes on from a snapshot.
+func (s *server) relisted(resources ...string) {
+	s.t.Helper()
+	for _, d := range controllers.All() {
+		watches := slices.ContainsFunc(resources, func(r string) bool { return slices.Contains(d.Resources, r) })
+		if !watches || !slices.Contains(cluster.Guests, d.Name) {
+			continue
+		}
+		started := regexp.MustCompile(`(?m)^dormouse_wasm_wakes_total\{controller="` + d.Name + `",reason="start"\} [1-9]`)
+		cluster.Eventually(s.t, d.Name+" starts cold", func(ctx context.Context) error {
+			text, err := s.metrics(ctx)
+			if err == nil && !started.Match(text) {
+				err = fmt.Errorf("no metric %s", started)
+			}
+			return err
+		})
+	}
+}
+
+func (s *server) metrics(ctx context.Context) ([]byte, error) {
+	return s.CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
+}
+
 // restored waits for the restored state, in which objects that came later are
 // gone and others are there again.
 func (s *server) restored(namespace string) {
 	s.t.Helper()
+	s.relisted("deployments.apps", "replicasets.apps", "pods")
 	s.settled(namespace)
 	d, err := s.AppsV1().Deployments(namespace).Get(s.t.Context(), "app-0", metav1.GetOptions{})
 	if err != nil {

@@ -27,7 +27,7 @@ func TestWatchesRest(t *testing.T) {
 	s.rests("quiet")
 	for range 2 {
 		cluster.Eventually(t, "the watches do not rest", func(ctx context.Context) error {
-			text, err := s.CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
+			text, err := s.metrics(ctx)
 			if err != nil {
 				return err
 			}

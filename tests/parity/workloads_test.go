@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -32,6 +33,7 @@ var workloads = []trial{
 	{"daemonset-rollout", "daemonset-controller", daemonSetRollout},
 	{"disruption-budget", "disruption-controller deployment-controller replicaset-controller", disruptionBudget},
 	{"autoscaler", "horizontal-pod-autoscaler-controller deployment-controller", autoscaler},
+	{"autoscaler-metrics", "horizontal-pod-autoscaler-controller deployment-controller", autoscalerMetrics},
 }
 
 const deployment = `
@@ -671,4 +673,65 @@ status:
 	r.rolledOut(4, 1)
 	r.want("horizontalpodautoscalers/web", "status: {currentReplicas: 4, desiredReplicas: 4}")
 	r.settled()
+}
+
+// autoscalerMetrics: an autoscaler follows what the pods use. The metrics API is custom resources here: to who reads
+// it, it is the same.
+func autoscalerMetrics(r *run) {
+	r.apply(`
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: pods.metrics.k8s.io, annotations: {api-approved.kubernetes.io: "unapproved, for a test"}}
+spec:
+  group: metrics.k8s.io
+  scope: Namespaced
+  names: {plural: pods, singular: pod, kind: PodMetrics, listKind: PodMetricsList}
+  versions: [{name: v1beta1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]`)
+	r.apply(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: main, image: none, resources: {requests: {cpu: 10m}}}]}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web}
+spec:
+  maxReplicas: 5
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}
+  metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}}]
+  behavior: {scaleDown: {stabilizationWindowSeconds: 0}}`)
+	r.rolledOut(1, 1)
+	// uses says how much processor time each pod takes. The time is ahead, as what a pod takes while it starts does not count.
+	uses := func(cpu string) {
+		for _, pod := range r.list("pods", "app=web") {
+			r.apply(`
+apiVersion: metrics.k8s.io/v1beta1
+kind: PodMetrics
+metadata: {name: %s, labels: {app: web}}
+timestamp: %s
+window: 1s
+containers: [{name: main, usage: {cpu: %s}}]`, pod.GetName(), time.Now().Add(time.Hour).UTC().Format(time.RFC3339), cpu)
+		}
+	}
+	uses("15m")
+	r.rolledOut(3, 1)
+	r.reaches("horizontalpodautoscalers/web", `
+status:
+  currentReplicas: 3
+  desiredReplicas: 3
+  conditions:
+  - {type: AbleToScale, status: "True"}
+  - {type: ScalingActive, status: "True", reason: ValidMetricFound}`)
+	for _, used := range r.list("pods.metrics.k8s.io", "") {
+		r.delete("pods.metrics.k8s.io/" + used.GetName())
+	}
+	uses("1m")
+	r.rolledOut(1, 1)
+	r.want("horizontalpodautoscalers/web", "status: {currentReplicas: 1, desiredReplicas: 1}")
 }

@@ -1,0 +1,90 @@
+package crash
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/dormouse-k8s/dormouse/tests/cluster"
+	"github.com/dormouse-k8s/dormouse/tests/hollow"
+)
+
+// TestMemoryLimit: near the limit of the server's control group idle controllers leave memory until there is room
+// again, or none is left, and the work goes on.
+func TestMemoryLimit(t *testing.T) {
+	const (
+		group  = "/sys/fs/cgroup/memory/"
+		scarce = 90 // percent of the limit
+		full   = 93
+	)
+	choose := random(t)
+	s := start(t, "wasm-idle-timeout: 1h") // who was awake stays in memory
+	if _, err := s.Exec(t.Context(), "test", "-e", group+"memory.limit_in_bytes"); err != nil {
+		t.Skip("with cgroup v2 the kernel tells of pressure by itself, see TestWatch of the package pressure; this is about a limit of v1")
+	}
+	hollow.Start(t, s.Cluster, hollow.Config{})
+	apply(t.Context(), t, s.Cluster, "memory", 2, 3)
+	s.settled("memory")
+
+	stay := map[string]bool{}
+	all, err := s.Controllers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		if c.State == "warm" {
+			stay[c.Name] = true
+		}
+	}
+	if len(stay) == 0 {
+		t.Fatal("no controller is in memory after a rollout")
+	}
+	pid, err := s.ServerPID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := func(script string) int64 {
+		t.Helper()
+		text, err := s.Exec(t.Context(), "sh", "-c", "cd "+group+" && "+script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	used := func() int64 {
+		t.Helper()
+		return number("cat memory.usage_in_bytes") - number("sed -n 's/^total_inactive_file //p' memory.stat")
+	}
+	limit := used() * 100 / full
+	number(fmt.Sprintf("echo %d >memory.limit_in_bytes && cat memory.limit_in_bytes", limit))
+
+	// Something has to happen for somebody to look.
+	if _, err := roll(t.Context(), s.Cluster, "memory", "app-0", 4, "crowded"); err != nil {
+		t.Fatal(err)
+	}
+	before := len(stay)
+	cluster.Eventually(t, "controllers leave memory", func(ctx context.Context) error {
+		all, err := s.Controllers(ctx)
+		for _, c := range all {
+			if c.State == "asleep" {
+				delete(stay, c.Name)
+			}
+		}
+		if used := used(); err == nil && (len(stay) == before || len(stay) > 0 && used >= limit*scarce/100) {
+			err = fmt.Errorf("%d of %d bytes are used, and of %d controllers these were never asleep since: %v", used, limit, before, stay)
+		}
+		return err
+	})
+	exercise(t, s, choose, "memory")
+	s.settled("memory")
+	s.healthy()
+	if now, err := s.ServerPID(); err != nil || now != pid {
+		t.Errorf("the server was process %d and is %d: %v", pid, now, err)
+	}
+}
