@@ -41,17 +41,21 @@ func TestOptions(t *testing.T) {
 				t.Fatal(err)
 			}
 			w := start(t, mode,
-				"--kube-controller-manager-arg=controllers=*,-ttl-controller,bootstrap-signer-controller,token-cleaner-controller",
+				"--kube-controller-manager-arg=controllers=*,-ttl-controller,bootstrap-signer-controller,token-cleaner-controller,selinux-warning-controller",
 				"--kube-controller-manager-arg=terminated-pod-gc-threshold=1",
-				"--kube-scheduler-arg=config="+config)
+				"--kube-scheduler-arg=config="+config,
+				"--kube-apiserver-arg=feature-gates="+gates,
+				"--kube-apiserver-arg=runtime-config="+gatedAPIs)
+			stop := w.evictGuests(t)
 			t.Run("cases", func(t *testing.T) {
-				for _, c := range options {
+				for _, c := range slices.Concat(options, gated) {
 					t.Run(c.name, func(t *testing.T) {
 						t.Parallel()
 						w.try(t, c)
 					})
 				}
 			})
+			stop()
 			w.verify(t)
 		})
 	}
