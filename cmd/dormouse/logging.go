@@ -13,7 +13,11 @@ import (
 	"k8s.io/klog/v2"
 )
 
-const ownPackages = "github.com/dormouse-k8s/dormouse/"
+const (
+	ownPackages = "github.com/dormouse-k8s/dormouse/"
+	// kineServer logs a transaction that fails, with the object, which may be a Secret.
+	kineServer = "github.com/k3s-io/kine/pkg/server."
+)
 
 // logging is logrus in front of everything.
 type logging struct {
@@ -96,7 +100,8 @@ func (s *lowered) WithName(name string) logr.LogSink {
 	return &lowered{s.LogSink.WithName(name), s.log}
 }
 
-// formatter formats nothing for informational messages of others, unless all are wanted.
+// formatter formats nothing for informational messages of others, unless all are wanted, and of objects in the
+// datastore their keys alone.
 type formatter struct {
 	next logrus.Formatter
 	all  bool
@@ -106,7 +111,10 @@ func (f *formatter) Format(e *logrus.Entry) ([]byte, error) {
 	if !f.all && e.Level >= logrus.InfoLevel && e.Caller != nil && !own(e.Caller.Function) {
 		return nil, nil
 	}
-	e.Caller = nil // known only for the sake of the line above
+	if e.Caller != nil && strings.HasPrefix(e.Caller.Function, kineServer) {
+		e.Message, _, _ = strings.Cut(e.Message, ` value:"`)
+	}
+	e.Caller = nil // known only for the sake of the lines above
 	return f.next.Format(e)
 }
 

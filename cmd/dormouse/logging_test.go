@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/k3s-io/kine/pkg/server"
 	"github.com/sirupsen/logrus"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"k8s.io/klog/v2"
 )
 
@@ -89,5 +92,29 @@ func TestInformationOfLibraries(t *testing.T) {
 				t.Errorf("shows the caller: %q", b)
 			}
 		}
+	}
+}
+
+type fullDatastore struct{ server.Backend }
+
+func (fullDatastore) Create(context.Context, string, []byte, int64) (int64, error) {
+	return 0, errors.New("no room")
+}
+
+// TestSecretsAreNotLogged: kine logs a write that fails, with what was to be written.
+func TestSecretsAreNotLogged(t *testing.T) {
+	restoreLogging(t)
+	var out bytes.Buffer
+	setUpLogging(&out, false)
+	kine := server.New(fullDatastore{}, "unix", 0, "")
+	key := []byte("/registry/secrets/ns/name")
+	_, err := kine.Txn(t.Context(), &etcdserverpb.TxnRequest{
+		Compare: []*etcdserverpb.Compare{{Key: key, Target: etcdserverpb.Compare_MOD, TargetUnion: &etcdserverpb.Compare_ModRevision{}}},
+		Success: []*etcdserverpb.RequestOp{{Request: &etcdserverpb.RequestOp_RequestPut{
+			RequestPut: &etcdserverpb.PutRequest{Key: key, Value: []byte("password")},
+		}}},
+	})
+	if got := out.String(); err == nil || !strings.Contains(got, string(key)) || strings.Contains(got, "password") {
+		t.Errorf("%v, logged: %s", err, got)
 	}
 }

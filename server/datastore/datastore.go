@@ -26,7 +26,6 @@ import (
 	"time"
 
 	"github.com/k3s-io/kine/pkg/drivers/generic"
-	_ "github.com/k3s-io/kine/pkg/drivers/sqlite" // registers the driver
 	"github.com/k3s-io/kine/pkg/endpoint"
 	"github.com/mattn/go-sqlite3"
 
@@ -112,7 +111,7 @@ func (s *Store) Serve(ctx context.Context, ready func()) error {
 	_, err := endpoint.Listen(ctx, endpoint.Config{
 		WaitGroup:           &wg,
 		Listener:            Endpoint(s.data),
-		Endpoint:            "sqlite://" + s.dsn(),
+		Endpoint:            scheme + "://" + s.dsn(),
 		NotifyInterval:      notifyInterval,
 		EmulatedETCDVersion: emulatedEtcd,
 		// The API server compacts; these bound one step of it.

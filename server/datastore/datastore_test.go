@@ -3,6 +3,7 @@ package datastore
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"io"
 	"io/fs"
 	"os"
@@ -143,6 +144,69 @@ func TestDamagedDatabaseIsRefusedAndLeftAlone(t *testing.T) {
 	if b, err := os.ReadFile(d.Database()); err != nil || !bytes.Equal(b, garbage) {
 		t.Errorf("the file was changed (%v)", err)
 	}
+}
+
+// TestFailedWrites: a write that the database refuses, as it does when the disk is full, is an error and changes
+// nothing, of present keys as of new ones and of those that were deleted.
+func TestFailedWrites(t *testing.T) {
+	s := open(t, paths.Data(t.TempDir()))
+	serve(t, s, func(c *clientv3.Client) {
+		kept, gone := create(t, c, "/registry/kept"), create(t, c, "/registry/gone")
+		change := func(key string, revision int64, op clientv3.Op) (*clientv3.TxnResponse, error) {
+			return c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).Then(op).Else(clientv3.OpGet(key)).Commit()
+		}
+		update := func(key string, revision int64) (*clientv3.TxnResponse, error) {
+			return change(key, revision, clientv3.OpPut(key, "changed"))
+		}
+		remove := func(key string, revision int64) (*clientv3.TxnResponse, error) {
+			return change(key, revision, clientv3.OpDelete(key))
+		}
+		if r, err := remove("/registry/gone", gone); err != nil || !r.Succeeded {
+			t.Fatalf("deleting: %v, %v", r, err)
+		}
+
+		db, err := sql.Open("sqlite3", s.dsn())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		exec := func(statement string) {
+			t.Helper()
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		exec(`CREATE TRIGGER full BEFORE INSERT ON kine BEGIN SELECT RAISE(ABORT, 'no room'); END`)
+		for what, do := range map[string]func() (*clientv3.TxnResponse, error){
+			"create":       func() (*clientv3.TxnResponse, error) { return update("/registry/new", 0) },
+			"create again": func() (*clientv3.TxnResponse, error) { return update("/registry/gone", 0) },
+			"update":       func() (*clientv3.TxnResponse, error) { return update("/registry/kept", kept) },
+			"delete":       func() (*clientv3.TxnResponse, error) { return remove("/registry/kept", kept) },
+		} {
+			if r, err := do(); err == nil || !strings.Contains(err.Error(), "writing to the database: no room") {
+				t.Errorf("%s: %v, %v", what, r, err)
+			}
+		}
+		exec(`DROP TRIGGER full`)
+
+		r, err := c.Get(t.Context(), "/registry/", clientv3.WithPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kv := range r.Kvs {
+			if key := string(kv.Key); key != "/registry/health" && (key != "/registry/kept" || kv.ModRevision != kept) {
+				t.Errorf("there is %s of revision %d", key, kv.ModRevision)
+			}
+		}
+		if r, err := update("/registry/kept", kept); err != nil || !r.Succeeded {
+			t.Errorf("update with room again: %v, %v", r, err)
+		}
+		// A conflict is none of these failures.
+		if r, err := update("/registry/kept", kept); err != nil || r.Succeeded || len(r.Responses[0].GetResponseRange().Kvs) != 1 {
+			t.Errorf("update of what has changed: %v, %v", r, err)
+		}
+		create(t, c, "/registry/gone")
+	})
 }
 
 // BenchmarkWrite is what a commit costs on the disk under TMPDIR.

@@ -5,11 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"strings"
 	"time"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 )
@@ -82,22 +80,12 @@ func (g *guest) Cancel(id uint32) {
 	}
 }
 
-// Log implements runtime.Host. Controllers write klog's text format, whose first
-// letter is the severity. What upstream calls an error is nearly always tried
-// again, and is a warning here, as it is for controllers that run natively.
-// Anything else is a Go program's last words.
+// Log implements runtime.Host.
 func (g *guest) Log(line string) {
-	level := logrus.ErrorLevel
-	if header, text, ok := strings.Cut(line, "] "); ok && len(header) >= 6 {
-		switch header[0] {
-		case 'I':
-			level, line = logrus.DebugLevel, text
-		case 'W', 'E':
-			level, line = logrus.WarnLevel, text
-		}
-	}
+	level, message, fields := parseLog(line)
 	if g.log.Logger.IsLevelEnabled(level) && g.output.admit(g.log, line, time.Now()) {
-		g.log.Log(level, line)
+		maps.DeleteFunc(fields, func(key string, _ any) bool { return g.log.Data[key] != nil }) // who it is, is not for the guest to say
+		g.log.WithFields(fields).Log(level, message)
 	}
 }
 
