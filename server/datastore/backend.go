@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/drivers/generic"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/logstructured"
 	"github.com/k3s-io/kine/pkg/logstructured/sqllog"
@@ -15,17 +17,33 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// scheme names kine's driver for SQLite with a backend that tells of failed writes.
-const scheme = "dormouse"
+const (
+	// pollInterval is how often kine looks for what it has not been notified of. Nobody else writes to the database,
+	// and kine notifies itself.
+	pollInterval = 10 * time.Second
+	// compactMinRetain is how many revisions stay when the API server compacts all that are five minutes old.
+	compactMinRetain = 1000
+)
 
-func init() { drivers.Register(scheme, newBackend) }
-
-func newBackend(ctx context.Context, wg *sync.WaitGroup, cfg *drivers.Config) (leaderElect bool, _ server.Backend, err error) {
-	_, dialect, err := sqlite.NewVariant(ctx, wg, "sqlite3", cfg)
-	if err != nil {
-		return false, nil, err
+// newBackend is kine on a database, which stays open until ctx is done; wg is done when it is closed.
+func newBackend(ctx context.Context, wg *sync.WaitGroup, dsn string) (backend, *log, error) {
+	config := &drivers.Config{
+		DataSourceName: dsn,
+		// The API server compacts; these bound one step of it.
+		CompactTimeout:   5 * time.Second,
+		CompactMinRetain: compactMinRetain,
+		CompactBatchSize: 1000,
+		PollBatchSize:    500,
+		PollInterval:     pollInterval,
+		// A burst opens up to twenty connections. Each keeps a cache of pages and of prepared statements.
+		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdleTime: time.Minute},
 	}
-	return false, backend{logstructured.New(&log{Log: sqllog.New(dialect, wg, cfg)})}, nil
+	_, dialect, err := sqlite.NewVariant(ctx, wg, "sqlite3", config)
+	if err != nil {
+		return backend{}, nil, err
+	}
+	log := &log{Log: sqllog.New(dialect, wg, config)}
+	return backend{logstructured.New(log)}, log, nil
 }
 
 // backend is kine's own, but for writes that fail. Kine's takes each failure for a conflict with what is there: if the

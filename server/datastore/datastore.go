@@ -19,15 +19,19 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/k3s-io/kine/pkg/drivers/generic"
-	"github.com/k3s-io/kine/pkg/endpoint"
+	"github.com/k3s-io/kine/pkg/server"
 	"github.com/mattn/go-sqlite3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/dormouse-k8s/dormouse/internal/paths"
 )
@@ -59,9 +63,10 @@ const (
 	// notifyInterval is how often the API server's watch caches are told of the present revision without
 	// having asked, etcd's default (mvcc.progressReportInterval). They ask when they need it.
 	notifyInterval = 10 * time.Minute
-	// pollInterval is how often kine looks for what it has not been notified of. Nobody else writes to the
-	// database, and kine notifies itself.
-	pollInterval = 10 * time.Second
+	// maxRequest is what etcd accepts with some overhead, in bytes.
+	maxRequest = embed.DefaultMaxRequestBytes + 512<<10
+	// stopPatience is how long requests in flight may take to finish, as with kine's own.
+	stopPatience = 2 * time.Second
 )
 
 // params opens the database the way kine needs it. synchronous=FULL: every commit reaches the disk before
@@ -107,32 +112,60 @@ func Endpoint(data paths.Data) string { return "unix://" + data.DatabaseSocket()
 // Serve answers etcd requests at Endpoint until ctx is done, then lets requests in flight finish and
 // closes the database. It calls ready when it answers.
 func (s *Store) Serve(ctx context.Context, ready func()) error {
-	var wg sync.WaitGroup
-	_, err := endpoint.Listen(ctx, endpoint.Config{
-		WaitGroup:           &wg,
-		Listener:            Endpoint(s.data),
-		Endpoint:            scheme + "://" + s.dsn(),
-		NotifyInterval:      notifyInterval,
-		EmulatedETCDVersion: emulatedEtcd,
-		// The API server compacts; these bound one step of it.
-		CompactTimeout:   5 * time.Second,
-		CompactMinRetain: 1000,
-		CompactBatchSize: 1000,
-		PollBatchSize:    500,
-		PollInterval:     pollInterval,
-		// A burst opens up to twenty connections. Each keeps a cache of pages and of prepared statements.
-		ConnectionPoolConfig: generic.ConnectionPoolConfig{MaxIdleTime: time.Minute},
-	})
-	if err != nil {
+	if err := s.serve(ctx, ready); err != nil {
 		return fmt.Errorf("serving the database %s: %w", s.data.Database(), err)
 	}
-	ready()
-	<-ctx.Done()
-	wg.Wait()
-	if err := os.Remove(s.data.DatabaseSocket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing %s: %w", s.data.DatabaseSocket(), err)
-	}
 	return nil
+}
+
+// serve does what kine's endpoint.Listen does, with a backend and watches of our own.
+func (s *Store) serve(ctx context.Context, ready func()) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	// The database is needed until the last request has its answer.
+	open, closeDatabase := context.WithCancel(context.WithoutCancel(ctx))
+	defer closeDatabase()
+	backend, log, err := newBackend(open, &wg, s.dsn())
+	if err != nil {
+		return err
+	}
+	if err := backend.Start(open); err != nil {
+		return err
+	}
+
+	socket := s.data.DatabaseSocket()
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(socket, paths.ModePrivateFile); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	requests := grpc.NewServer(
+		grpc.StreamInterceptor(startLater(log)),
+		// As etcd's own.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: embed.DefaultGRPCKeepAliveInterval, Timeout: embed.DefaultGRPCKeepAliveTimeout}),
+		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+	)
+	server.New(backend, "unix", notifyInterval, emulatedEtcd).Register(requests)
+	served := make(chan error, 1)
+	go func() { served <- requests.Serve(listener) }()
+	ready()
+	select {
+	case <-ctx.Done():
+	case err := <-served:
+		return err
+	}
+	kill := time.AfterFunc(stopPatience, requests.Stop)
+	defer kill.Stop()
+	requests.GracefulStop() // closes the listener, which removes the socket
+	return <-served
 }
 
 // generationsKept is how many starts the database remembers, for whoever has to find out what happened.
