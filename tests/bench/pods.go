@@ -64,7 +64,7 @@ func (s *server) fill(ctx context.Context, n int, reference *server) error {
 }
 
 // copyFrom copies what is in the namespace of another server and takes memory: workloads, and the events about them.
-// The pods begin anew, bound to the node.
+// The pods begin anew, and are bound as a scheduler does it: that is remembered by the API server, too.
 func (s *server) copyFrom(ctx context.Context, from *server) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(createAtATime)
@@ -109,9 +109,13 @@ func (s *server) copyFrom(ctx context.Context, from *server) error {
 	for _, p := range pods.Items {
 		group.Go(func() error {
 			fresh(&p)
-			p.Status = corev1.PodStatus{}
-			_, err := s.client.CoreV1().Pods(namespace).Create(ctx, &p, metav1.CreateOptions{})
-			return err
+			node := p.Spec.NodeName
+			p.Spec.NodeName, p.Status = "", corev1.PodStatus{}
+			to := s.client.CoreV1().Pods(namespace)
+			if _, err := to.Create(ctx, &p, metav1.CreateOptions{}); err != nil {
+				return err
+			}
+			return to.Bind(ctx, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: p.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: node}}, metav1.CreateOptions{})
 		})
 	}
 	events, err := from.client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{})
