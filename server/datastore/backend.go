@@ -87,7 +87,7 @@ func (w *write) orFailure(err error) error {
 }
 
 // log is kine's log of all changes. It notes for backend what failed, and says in the server's log when writes begin
-// to fail and when they no longer do.
+// to fail and when they no longer do. What nobody can be told any more it does not read.
 type log struct {
 	logstructured.Log
 	failing atomic.Bool
@@ -110,4 +110,20 @@ func (l *log) Append(ctx context.Context, e *server.Event) (revision int64, err 
 		logrus.Info("the database can be written again")
 	}
 	return revision, err
+}
+
+// After is kine's, which reads everything there is before it finds that what was asked for has been compacted.
+func (l *log) After(ctx context.Context, key, end string, revision, limit int64) (server.EventBatch, error) {
+	compacted, err := l.CompactRevision(ctx)
+	if err != nil {
+		return server.EventBatch{}, err
+	}
+	if revision > 0 && revision < compacted {
+		current, err := l.CurrentRevision(ctx)
+		if err == nil {
+			err = server.ErrCompacted // as it is: who calls compares it
+		}
+		return server.EventBatch{CurrentRev: current}, err
+	}
+	return l.Log.After(ctx, key, end, revision, limit)
 }

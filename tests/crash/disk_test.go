@@ -44,6 +44,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	logged := s.logSize()
 	if err := do("cat /dev/zero >ballast"); err == nil || !strings.Contains(err.Error(), "No space left on device") {
 		t.Fatalf("filling the disk: %v", err)
 	}
@@ -78,12 +79,20 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 
+	s.says(logged, "the database cannot be written, changes are refused: .*disk is full")
+	for _, line := range s.logSince(logged) {
+		if strings.Contains(line, "xxxxx") {
+			t.Errorf("an object is in the log: %.200s", line)
+		}
+	}
+
 	if err := do("rm ballast"); err != nil {
 		t.Fatal(err)
 	}
 	cluster.Eventually(t, "the database takes changes again", func(ctx context.Context) error {
 		return s.CoreV1().ConfigMaps("full").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{FieldSelector: "metadata.name!=kube-root-ca.crt"})
 	})
+	s.says(logged, "the database can be written again")
 	exercise(t, s, choose, "full")
 	if now, err := s.ServerPID(); err != nil || now != pid {
 		t.Errorf("the server was process %d and is %d: %v", pid, now, err)
