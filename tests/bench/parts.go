@@ -23,11 +23,11 @@ type Parts struct {
 
 // partsOf asks a server without programs beside it. That costs the server memory, so it comes after other measurements.
 func partsOf(ctx context.Context, s *server) (*Parts, error) {
-	families, err := s.metrics(ctx)
+	m, err := memoryOf(s.pids()) // first: to answer takes memory that the answer does not count
 	if err != nil {
 		return nil, err
 	}
-	m, err := memoryOf(s.pids())
+	families, err := s.metrics(ctx)
 	if err != nil {
 		return nil, err
 	}
