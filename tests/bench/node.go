@@ -28,6 +28,8 @@ const (
 	leaseSeconds   = 40
 	podsAtATime    = 10
 	attemptsAtPods = 5
+
+	attemptsAtReport = 5
 )
 
 // hollow is a node without a machine. It asks of the API server what a kubelet does: it registers itself, renews its
@@ -87,9 +89,21 @@ func (h *hollow) register(ctx context.Context) error {
 	return h.report(ctx)
 }
 
-// report says that the node is well, and how much it has room for.
+// report says that the node is well, and how much it has room for. As a kubelet it begins with what the API server has in its
+// cache, which may be behind, and goes on with what there is.
 func (h *hollow) report(ctx context.Context) error {
-	self, err := h.client.CoreV1().Nodes().Get(ctx, nodeName, metav1.GetOptions{ResourceVersion: "0"})
+	err := h.reportOn(ctx, metav1.GetOptions{ResourceVersion: "0"})
+	for range attemptsAtReport - 1 {
+		if !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			break
+		}
+		err = h.reportOn(ctx, metav1.GetOptions{})
+	}
+	return err
+}
+
+func (h *hollow) reportOn(ctx context.Context, from metav1.GetOptions) error {
+	self, err := h.client.CoreV1().Nodes().Get(ctx, nodeName, from)
 	if err != nil {
 		return err
 	}
@@ -114,9 +128,6 @@ func (h *hollow) report(ctx context.Context) error {
 		self.Status.Conditions = append(self.Status.Conditions, c)
 	}
 	_, err = h.client.CoreV1().Nodes().UpdateStatus(ctx, self, metav1.UpdateOptions{})
-	if apierrors.IsConflict(err) { // a controller was quicker; the node is asked for anew
-		return h.report(ctx)
-	}
 	return err
 }
 

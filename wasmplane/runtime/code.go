@@ -35,8 +35,9 @@ type Code struct {
 
 	priorities priorities
 
-	spare   spare
-	batches sync.Pool // of *batch, for Restore
+	spare    spare
+	pristine pristine
+	batches  sync.Pool // of *batch, for Restore
 
 	mu        sync.Mutex
 	module    *wasmtime.Module // nil while it is unloaded
@@ -88,6 +89,7 @@ func (c *Code) unload() {
 		return
 	}
 	c.dropSpare()
+	c.pristine.drop()
 	c.module.Close()
 	c.module = nil
 }

@@ -70,7 +70,6 @@ type Instance struct {
 	since    time.Time     // when it was idle last, or began to run
 	exited   bool          // proc_exit was called
 	entries  []byte        // room for the page map, see own
-	fresh    *Instance     // that Dirty compares with, until the guest runs again
 	cpu      time.Duration
 	output   output
 	files    map[uint32]*file // open ones, by descriptor
@@ -133,20 +132,12 @@ func (i *Instance) serve(config Config) {
 
 // Close frees the guest's memory.
 func (i *Instance) Close() {
-	i.closeFresh()
 	if i.store != nil {
 		i.store.Close()
 		i.store = nil
 		i.code.release()
 	}
 	i.instance, i.memory, i.pump = nil, nil, nil
-}
-
-func (i *Instance) closeFresh() {
-	if i.fresh != nil {
-		i.fresh.Close()
-		i.fresh = nil
-	}
 }
 
 func (i *Instance) resetDeadline() {
@@ -184,7 +175,6 @@ func (i *Instance) Call(export string) error {
 }
 
 func (i *Instance) call(f *wasmtime.Func) error {
-	i.closeFresh()
 	i.code.ticker.enter()
 	defer i.code.ticker.leave()
 	i.resetDeadline()

@@ -26,12 +26,11 @@ func (i *Instance) Dirty() (iter.Seq2[int, []byte], error) {
 	if err != nil {
 		return nil, err
 	}
-	if i.fresh == nil {
-		if i.fresh, err = i.code.instantiate(i.config); err != nil {
-			return nil, fmt.Errorf("making a guest to compare with: %w", err)
-		}
+	fresh, err := i.code.image()
+	if err != nil {
+		return nil, err
 	}
-	memory, fresh := i.Memory(), i.fresh.Memory()
+	memory := i.Memory()
 	return func(yield func(int, []byte) bool) {
 		var delta []byte
 		for k := range own {

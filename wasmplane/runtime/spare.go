@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -45,7 +46,7 @@ func (c *Code) Prepare() {
 	s.making = true
 	needed := s.needed
 	s.task.Go(func() {
-		i, err := c.instantiate(Config{Host: nobody{}, Mailbox: NewMailbox(func() {})})
+		i, err := c.instantiate(unused())
 		if err == nil {
 			i.populate(common(needed[:], maxSpare))
 		}
@@ -132,14 +133,20 @@ func common(needed [][]pageRun, most int) []pageRun {
 	return runs
 }
 
-// populate makes pages the instance's own, those that it has.
+// populate makes pages the instance's own, those that it has. Each is touched as well: a hypervisor that keeps the page tables
+// itself enters it into them when it is used first, which can take longer than the rest.
 func (i *Instance) populate(pages []pageRun) {
 	memory := i.Memory()
+	touched := byte(0)
 	for _, p := range pages {
 		if end := (p.first + p.count) * PageSize; end <= len(memory) {
 			populate(memory[p.first*PageSize : end])
+			for k := p.first * PageSize; k < end; k += PageSize {
+				touched += memory[k]
+			}
 		}
 	}
+	goruntime.KeepAlive(touched) // or the compiler leaves it out
 }
 
 // populate makes pages private in one go, and not with a fault for each, which takes
@@ -150,7 +157,12 @@ func populate(pages []byte) {
 	}
 }
 
-// nobody is the host of a spare, which has not run, but for a start function.
+// unused configures an instance that nobody runs.
+func unused() Config {
+	return Config{Host: nobody{}, Mailbox: NewMailbox(func() {})}
+}
+
+// nobody is the host of an instance that has not run, but for a start function.
 type nobody struct{}
 
 func (nobody) Request([]byte) uint32                  { return abi.ErrFormat }
