@@ -448,7 +448,7 @@ func (g *guest) load() error {
 	if err != nil {
 		return err
 	}
-	inst, err := g.instantiate()
+	inst, err := g.instantiate(0)
 	if err != nil {
 		return err
 	}

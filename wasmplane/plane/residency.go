@@ -143,7 +143,7 @@ func (p *Plane) enforceBudget() {
 func (p *Plane) scarce() {
 	p.config.Log.Debug("memory is scarce: idle controllers are put to sleep")
 	p.notePressure(time.Now())
-	p.config.Code.DropSpare()
+	p.config.Code.DropSlots()
 	p.enforceBudget()
 }
 

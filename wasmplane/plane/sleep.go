@@ -161,10 +161,12 @@ func (g *guest) fillStreams(head *snapshot.Head) {
 	}
 }
 
-func (g *guest) instantiate() (*runtime.Instance, error) {
+// instantiate makes an instance with so many bytes of memory, for what is restored, or one that begins with 0.
+func (g *guest) instantiate(size int64) (*runtime.Instance, error) {
 	return g.plane.config.Code.Instantiate(runtime.Config{
 		Host:    g,
 		Mailbox: g.mailbox,
+		Size:    size,
 		Memory:  g.MemoryLimit,
 		Run:     g.RunLimit,
 		Files:   g.files,
@@ -173,39 +175,40 @@ func (g *guest) instantiate() (*runtime.Instance, error) {
 
 // restore makes an instance of the snapshot.
 func (g *guest) restore() error {
-	inst, err := g.instantiate()
+	err := g.plane.store.Load(g.Name, func(head snapshot.Head, pages snapshot.Pages) error {
+		if g.MemoryLimit > 0 && head.Memory > g.MemoryLimit {
+			return fmt.Errorf("%d bytes of memory, more than the limit of %d", head.Memory, g.MemoryLimit)
+		}
+		inst, err := g.instantiate(head.Memory)
+		if err != nil {
+			return err
+		}
+		if err := g.fill(inst, head, pages); err != nil {
+			inst.Close()
+			return err
+		}
+		g.inst = inst
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	if err := g.fill(inst); err != nil {
-		inst.Close()
-		return err
-	}
-	g.inst = inst
 	if g.startedAt.IsZero() {
 		g.startedAt = time.Now()
 	}
 	return nil
 }
 
-func (g *guest) fill(inst *runtime.Instance) error {
-	return g.plane.store.Load(g.Name, func(head snapshot.Head, pages snapshot.Pages) error {
-		if g.MemoryLimit > 0 && head.Memory > g.MemoryLimit {
-			return fmt.Errorf("%d bytes of memory, more than the limit of %d", head.Memory, g.MemoryLimit)
-		}
-		if err := inst.Grow(head.Memory); err != nil {
-			return err
-		}
-		restored, err := inst.Restore(pages)
-		if err != nil {
-			return err
-		}
-		if g.lean == 0 { // it is of an earlier run of the plane
-			g.lean = restored
-		}
-		inst.SetNextTimer(head.NextTimer, head.NextTimer >= 0)
-		return inst.SetGlobals(head.Globals)
-	})
+func (g *guest) fill(inst *runtime.Instance, head snapshot.Head, pages snapshot.Pages) error {
+	restored, err := inst.Restore(pages)
+	if err != nil {
+		return err
+	}
+	if g.lean == 0 { // it is of an earlier run of the plane
+		g.lean = restored
+	}
+	inst.SetNextTimer(head.NextTimer, head.NextTimer >= 0)
+	return inst.SetGlobals(head.Globals)
 }
 
 // resume decides whether the snapshot on disk, if there is one, can be used.

@@ -35,9 +35,8 @@ type Code struct {
 
 	priorities priorities
 
-	spare    spare
-	pristine pristine
-	batches  sync.Pool // of *batch, for Restore
+	slots   slots
+	batches sync.Pool // of *batch, for Restore
 
 	mu        sync.Mutex
 	module    *wasmtime.Module // nil while it is unloaded
@@ -88,8 +87,11 @@ func (c *Code) unload() {
 	if c.instances > 0 || c.module == nil {
 		return
 	}
-	c.dropSpare()
-	c.pristine.drop()
+	c.dropSlots()
+	if c.slots.pristine != nil {
+		c.slots.pristine.store.Close()
+		c.slots.pristine, c.slots.image = nil, nil
+	}
 	c.module.Close()
 	c.module = nil
 }
@@ -127,7 +129,7 @@ func (c *Code) Close() error {
 	if c.unloading != nil {
 		c.unloading.Stop()
 	}
-	c.spare.task.Wait()
+	c.slots.making.Wait()
 	c.ticker.stop()
 	c.unload()
 	c.linker.Close()

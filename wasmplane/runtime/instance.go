@@ -9,8 +9,6 @@ import (
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
 	"golang.org/x/sys/unix"
-
-	"github.com/dormouse-k8s/dormouse/wasmplane/abi"
 )
 
 const (
@@ -47,6 +45,9 @@ type Host interface {
 type Config struct {
 	Host    Host
 	Mailbox *Mailbox
+	// Size is how long the linear memory is at least, in bytes, for an instance that is to be restored. Its globals have any
+	// value until they are set. 0 is for one that begins: all of it is as the module has it.
+	Size int64
 	// Memory bounds the linear memory, in bytes; 0 means no bound.
 	Memory int64
 	// Run bounds how long the guest may run without going idle, and for how long it
@@ -60,84 +61,58 @@ type Config struct {
 
 // Instance is a guest in memory. It belongs to one goroutine at a time.
 type Instance struct {
-	code     *Code
-	config   Config
-	store    *wasmtime.Store
-	instance *wasmtime.Instance
-	memory   *wasmtime.Memory
-	pump     *wasmtime.Func
-	next     time.Duration // monotonic time of the guest's next timer; less than 0: none
-	since    time.Time     // when it was idle last, or began to run
-	exited   bool          // proc_exit was called
-	entries  []byte        // room for the page map, see own
-	cpu      time.Duration
-	output   output
-	files    map[uint32]*file // open ones, by descriptor
+	*slot  // nil: closed
+	code   *Code
+	config Config
+	next   time.Duration // monotonic time of the guest's next timer; less than 0: none
+	since  time.Time     // when it was idle last, or began to run
+	exited bool          // proc_exit was called
+	broken bool          // it ended while it ran
+	cpu    time.Duration
+	output output
+	files  map[uint32]*file // open ones, by descriptor
 }
 
 // Instantiate makes a guest from the module's image. It has not run yet, but for a
 // start function if its module has one.
 func (c *Code) Instantiate(config Config) (*Instance, error) {
-	if i := c.takeSpare(); i != nil {
-		i.serve(config)
-		return i, nil
+	if config.Run == 0 {
+		config.Run = time.Minute
 	}
-	return c.instantiate(config)
-}
-
-// instantiate is Instantiate without the spare.
-func (c *Code) instantiate(config Config) (*Instance, error) {
-	module, err := c.acquire()
-	if err != nil {
+	for longest := c.longest.Load(); int64(config.Run) > longest; longest = c.longest.Load() {
+		c.longest.CompareAndSwap(longest, int64(config.Run))
+	}
+	i := &Instance{code: c, config: config, next: -1}
+	i.output.log = config.Host.Log
+	if s := c.takeSlot(config.Size); s != nil {
+		i.enter(s)
+	} else if err := i.makeSlot(); err != nil {
 		return nil, err
 	}
-	i := &Instance{code: c, next: -1}
-	i.store = wasmtime.NewStoreWithData(c.engine, i)
-	i.serve(config)
-	i.resetDeadline()
-	c.ticker.enter() // for a start function
-	defer c.ticker.leave()
-	instance, err := c.linker.Instantiate(i.store, module)
-	if err != nil {
+	if err := i.grow(config.Size); err != nil {
 		i.Close()
-		return nil, fmt.Errorf("instantiating the module: %s", trapCause(err.Error()))
-	}
-	i.instance = instance
-	i.memory = instance.GetExport(i.store, "memory").Memory()
-	i.pump = instance.GetFunc(i.store, abi.PumpExport)
-	if i.memory == nil || i.pump == nil {
-		i.Close()
-		return nil, errors.New("instantiating the module: its exports have the wrong types")
+		return nil, err
 	}
 	return i, nil
 }
 
-// serve makes the instance one with this configuration.
-func (i *Instance) serve(config Config) {
-	i.config = config
-	if i.config.Run == 0 {
-		i.config.Run = time.Minute
-	}
-	c := i.code
-	for longest := c.longest.Load(); int64(i.config.Run) > longest; longest = c.longest.Load() {
-		c.longest.CompareAndSwap(longest, int64(i.config.Run))
-	}
-	i.output.log = config.Host.Log
+// enter makes the slot the guest's.
+func (i *Instance) enter(s *slot) {
+	i.slot, s.guest = s, i
 	memory := int64(-1)
-	if config.Memory > 0 {
-		memory = config.Memory
+	if i.config.Memory > 0 {
+		memory = i.config.Memory
 	}
-	i.store.Limiter(memory, maxTable, 1, 1, 1)
+	s.store.Limiter(memory, maxTable, 1, 1, 1)
 }
 
-// Close frees the guest's memory.
+// Close ends the guest and frees its memory.
 func (i *Instance) Close() {
-	if i.store != nil {
-		i.store.Close()
-		i.store = nil
-		i.code.release()
+	if i.slot != nil {
+		i.slot.guest = nil
+		i.code.putSlot(i.slot, !i.broken)
+		i.slot = nil
 	}
-	i.instance, i.memory, i.pump = nil, nil, nil
 }
 
 func (i *Instance) resetDeadline() {
@@ -148,7 +123,7 @@ func (i *Instance) resetDeadline() {
 // Run runs the guest until it is idle and parked. It returns an *Exit if the
 // guest is gone, or has left with something unread: it would never read it.
 func (i *Instance) Run() error {
-	if i.instance == nil {
+	if i.slot == nil {
 		return ErrClosed
 	}
 	i.config.Mailbox.unpark()
@@ -164,7 +139,7 @@ func (i *Instance) Run() error {
 // Call runs an export without parameters, for instance abi.InitializeExport. A
 // missing one is no error.
 func (i *Instance) Call(export string) error {
-	if i.instance == nil {
+	if i.slot == nil {
 		return ErrClosed
 	}
 	f := i.instance.GetFunc(i.store, export)
@@ -189,6 +164,7 @@ func (i *Instance) call(f *wasmtime.Func) error {
 	if err == nil {
 		return nil
 	}
+	i.broken = true
 	return i.exit(err)
 }
 
@@ -255,8 +231,8 @@ func (i *Instance) SetNextTimer(at time.Duration, ok bool) {
 // pages of the module's image.
 func (i *Instance) MemorySize() int64 { return int64(i.memory.DataSize(i.store)) }
 
-// Grow makes the linear memory at least size bytes long.
-func (i *Instance) Grow(size int64) error {
+// grow makes the linear memory at least size bytes long.
+func (i *Instance) grow(size int64) error {
 	missing := size - i.MemorySize()
 	if missing <= 0 {
 		return nil

@@ -51,6 +51,13 @@ func (h *host) config() runtime.Config {
 	return runtime.Config{Host: h, Mailbox: h.mailbox, Run: 10 * time.Second, Memory: 64 << 20}
 }
 
+// restored is config for an instance with so many bytes of memory.
+func (h *host) restored(size int64) runtime.Config {
+	c := h.config()
+	c.Size = size
+	return c
+}
+
 func newHost(t *testing.T) *host {
 	return &host{t: t, now: abi.BakeClock + time.Hour, mailbox: runtime.NewMailbox(func() {})}
 }
@@ -184,17 +191,11 @@ func TestDirtyIsWhatWasWritten(t *testing.T) {
 		t.Errorf("globals %v, %v", globals, err)
 	}
 
-	again, err := code.Instantiate(h.config())
+	again, err := code.Instantiate(h.restored(i.MemorySize()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	if err := again.Grow(i.MemorySize()); err != nil {
-		t.Fatal(err)
-	}
-	if err := again.Grow(1); err != nil {
-		t.Fatal(err)
-	}
 	restore(t, again, got)
 	if err := again.SetGlobals(globals); err != nil {
 		t.Fatal(err)
@@ -208,7 +209,7 @@ func TestDirtyIsWhatWasWritten(t *testing.T) {
 	if err := again.SetGlobals(globals[:1]); err == nil {
 		t.Error("a global is missing, and that was accepted")
 	}
-	if err := again.Grow(1 << 40); err == nil {
+	if _, err := code.Instantiate(h.restored(1 << 40)); err == nil {
 		t.Error("grew beyond all bounds")
 	}
 	for _, beyond := range []int{-1, int(again.MemorySize()) / page} {
@@ -246,14 +247,11 @@ func restore(t *testing.T, i *runtime.Instance, pages map[int][]byte) {
 // pages alone come to where they belong.
 func TestRestoreOfRuns(t *testing.T) {
 	code := newCode(t, watText(""), "g", "h")
-	i, err := code.Instantiate(newHost(t).config())
+	i, err := code.Instantiate(newHost(t).restored(1 << 20))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer i.Close()
-	if err := i.Grow(1 << 20); err != nil {
-		t.Fatal(err)
-	}
 	want := bytes.Clone(i.Memory())
 	at := 1
 	_, err = i.Restore(func(page func(int, []byte) error) error {
@@ -285,9 +283,10 @@ func TestSpare(t *testing.T) {
 	code := newCode(t, watText(`
 		(i32.store8 (i32.const 0) (i32.const 1))
 		(global.set $g (memory.grow (i32.const 2000)))`), "g")
-	instance := func() *runtime.Instance {
+	const initial, size = 4 * 64 << 10, 1 << 20
+	instance := func(size int64) *runtime.Instance {
 		t.Helper()
-		i, err := code.Instantiate(newHost(t).config())
+		i, err := code.Instantiate(newHost(t).restored(size))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -303,37 +302,38 @@ func TestSpare(t *testing.T) {
 		return int(n) / runtime.PageSize
 	}
 	code.Prepared()
-	if n := held(instance()); n != 0 {
+	if n := held(instance(initial)); n != 0 {
 		t.Errorf("%d pages, and no guest was restored yet", n)
 	}
-	first := instance()
-	if err := first.Grow(1 << 20); err != nil {
-		t.Fatal(err)
-	}
-	beyond := int(first.MemorySize()/int64(runtime.PageSize)) - 1
+	first := instance(size)
+	beyond := size/runtime.PageSize - 1
 	one := runtime.AppendDelta(nil, bytes.Repeat([]byte{1}, runtime.PageSize), nil)
 	want := map[int][]byte{1: one, 2: one, 5: one, beyond: one}
 	restore(t, first, want)
 	code.Prepared()
-	code.DropSpare()
-	if n := held(instance()); n != 0 {
-		t.Errorf("%d pages, though the spare was dropped", n)
+	code.DropSlots()
+	if n := held(instance(initial)); n != 0 {
+		t.Errorf("%d pages, and the spare was dropped", n)
 	}
 	code.Prepared()
 	code.Prepared() // there is one
 
-	spare, other := instance(), instance()
+	begins := instance(0)
+	spare, other := instance(initial), instance(initial)
 	if n := held(spare); n != 3 {
 		t.Errorf("the spare has %d pages of its own, want those 3 of %d that a fresh guest has", n, len(want))
 	}
-	if n := held(other); n != 0 {
-		t.Errorf("the one after has %d pages", n)
+	if held(other) != 0 || held(begins) != 0 {
+		t.Errorf("the one after has %d pages, and one that begins has %d", held(other), held(begins))
 	}
 	if !bytes.Equal(spare.Memory(), other.Memory()) || len(dirty(t, spare)) > 0 {
 		t.Error("the spare is not as fresh as another")
 	}
-	if err := spare.Grow(first.MemorySize()); err != nil {
-		t.Fatal(err)
+	spare.Close()
+	code.Prepared()
+	spare = instance(size)
+	if n := held(spare); n != 3 {
+		t.Errorf("the spare for a larger memory has %d pages of its own", n)
 	}
 	restore(t, spare, want)
 	if !bytes.Equal(spare.Memory(), first.Memory()) {
@@ -395,10 +395,15 @@ func TestRestoreOfAGoGuest(t *testing.T) {
 	}
 
 	restoredHost := newHost(t)
-	restored := instantiate(t, restoredHost)
-	if err := restored.Grow(int64(len(memory))); err != nil {
+	code, err := goCode()
+	if err != nil {
 		t.Fatal(err)
 	}
+	restored, err := code.Instantiate(restoredHost.restored(int64(len(memory))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(restored.Close)
 	restore(t, restored, pages)
 	if err := restored.SetGlobals(globals); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"iter"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // PageSize is the unit of Dirty, in bytes.
@@ -22,7 +24,7 @@ const (
 // by the index of each page that differs, in units of PageSize and in ascending order,
 // its delta, valid until the next one is asked for. All is valid until the next step.
 func (i *Instance) Dirty() (iter.Seq2[int, []byte], error) {
-	own, err := i.own()
+	own, err := i.code.own(i.slot)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +47,7 @@ func (i *Instance) Dirty() (iter.Seq2[int, []byte], error) {
 
 // Resident is how many bytes of memory of its own the guest holds.
 func (i *Instance) Resident() (int64, error) {
-	own, err := i.own()
+	own, err := i.code.own(i.slot)
 	if err != nil {
 		return 0, err
 	}
@@ -119,16 +121,16 @@ func (i *Instance) Restore(read func(page func(index int, delta []byte) error) e
 	return size, nil
 }
 
-// own returns the indexes of the pages that are not, or no longer, shared with
+// own returns the indexes of the pages of a slot that are not, or no longer, shared with
 // the module's image. They are valid until the next step or call.
-func (i *Instance) own() (iter.Seq[int], error) {
-	n := int(i.MemorySize()) / PageSize
-	if len(i.entries) < 8*n {
-		i.entries = make([]byte, 8*n)
+func (c *Code) own(s *slot) (iter.Seq[int], error) {
+	n := int(s.memory.DataSize(s.store)) / PageSize
+	if len(s.entries) < 8*n {
+		s.entries = make([]byte, 8*n)
 	}
-	entries := i.entries[:8*n]
-	base := uint64(uintptr(i.memory.Data(i.store))) / uint64(PageSize)
-	if _, err := i.code.pagemap.ReadAt(entries, int64(base*8)); err != nil {
+	entries := s.entries[:8*n]
+	base := uint64(uintptr(s.memory.Data(s.store))) / uint64(PageSize)
+	if _, err := c.pagemap.ReadAt(entries, int64(base*8)); err != nil {
 		return nil, fmt.Errorf("reading the page map: %w", err)
 	}
 	return func(yield func(int) bool) {
@@ -139,4 +141,35 @@ func (i *Instance) own() (iter.Seq[int], error) {
 			}
 		}
 	}, nil
+}
+
+// pageRun is pages of a linear memory, one after the other.
+type pageRun struct{ first, count int }
+
+// runsOf puts pages together, which are in ascending order.
+func runsOf(pages iter.Seq[int]) iter.Seq[pageRun] {
+	return func(yield func(pageRun) bool) {
+		run := pageRun{}
+		for k := range pages {
+			if k == run.first+run.count {
+				run.count++
+				continue
+			}
+			if run.count > 0 && !yield(run) {
+				return
+			}
+			run = pageRun{k, 1}
+		}
+		if run.count > 0 {
+			yield(run)
+		}
+	}
+}
+
+// drop makes pages the image's again, or zeros where it has none.
+func drop(pages []byte) error {
+	if err := unix.Madvise(pages, unix.MADV_DONTNEED); err != nil {
+		return fmt.Errorf("dropping pages of a guest: %w", err)
+	}
+	return nil
 }

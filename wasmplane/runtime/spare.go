@@ -2,7 +2,6 @@ package runtime
 
 import (
 	goruntime "runtime"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,80 +18,49 @@ const (
 	spareMemory = 8
 )
 
-// spare is an instance that waits for the next guest, and has already those pages of
-// its own that the guests before needed: to make pages private takes the kernel longer
-// than all the rest of a restore. It leaves with the module.
-type spare struct {
-	task sync.WaitGroup
-
-	// Guarded by Code.mu.
-	instance *Instance // not counted in Code.instances
-	making   bool
-	needed   [spareMemory][]pageRun // by the latest guests to be restored
-	restores int
-}
-
-// pageRun is pages of a linear memory, one after the other.
-type pageRun struct{ first, count int }
-
-// Prepare makes the next Restore faster, unless that has been done. It does not wait.
+// Prepare makes the next restore faster, unless that has been done. It does not wait. A slot, the spare, gets those pages of its
+// own that most guests needed lately: to make pages private takes the kernel longer than all the rest of a restore.
 func (c *Code) Prepare() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := &c.spare
-	if s.instance != nil || s.making || c.module == nil || s.restores == 0 {
+	l := &c.slots
+	if l.spare != nil || l.prepares || c.module == nil || l.restores == 0 {
 		return
 	}
-	s.making = true
-	needed := s.needed
-	s.task.Go(func() {
-		i, err := c.instantiate(unused())
+	l.prepares = true
+	needed := l.needed
+	var s *slot
+	if len(l.free) > 0 {
+		s = c.takeFree(0) // the smallest, into which most fit
+	}
+	l.making.Go(func() {
+		var err error
+		if s == nil {
+			var i *Instance
+			if i, err = c.Instantiate(unused()); err == nil {
+				s = i.slot
+				s.guest, s.size = nil, i.MemorySize()
+			}
+		}
 		if err == nil {
-			i.populate(common(needed[:], maxSpare))
+			s.populate(common(needed[:], maxSpare))
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		s.making = false
+		l.prepares = false
 		if err == nil { // without, the next wake takes longer and will tell
-			s.instance = i
+			l.spare = s
 			c.leave()
 		}
 	})
-}
-
-// DropSpare releases the memory of what Prepare made.
-func (c *Code) DropSpare() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.dropSpare()
-}
-
-// dropSpare is DropSpare with c.mu held.
-func (c *Code) dropSpare() {
-	if i := c.spare.instance; i != nil {
-		i.store.Close()
-		c.spare.instance = nil
-	}
-}
-
-// takeSpare returns the spare, or nil.
-func (c *Code) takeSpare() *Instance {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	i := c.spare.instance
-	if i != nil {
-		c.spare.instance = nil
-		c.instances++
-	}
-	return i
 }
 
 // needs notes the pages of a guest that was restored.
 func (c *Code) needs(pages []pageRun) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.spare.needed[c.spare.restores%spareMemory] = pages
-	c.spare.restores++
+	c.slots.needed[c.slots.restores%spareMemory] = pages
+	c.slots.restores++
 }
 
 // common returns the pages that most of the guests needed, at most so many. Guests are
@@ -133,10 +101,10 @@ func common(needed [][]pageRun, most int) []pageRun {
 	return runs
 }
 
-// populate makes pages the instance's own, those that it has. Each is touched as well: a hypervisor that keeps the page tables
+// populate makes pages the slot's own, those that it has. Each is touched as well: a hypervisor that keeps the page tables
 // itself enters it into them when it is used first, which can take longer than the rest.
-func (i *Instance) populate(pages []pageRun) {
-	memory := i.Memory()
+func (s *slot) populate(pages []pageRun) {
+	memory := s.memory.UnsafeData(s.store)
 	touched := byte(0)
 	for _, p := range pages {
 		if end := (p.first + p.count) * PageSize; end <= len(memory) {

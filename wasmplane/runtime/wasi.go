@@ -137,7 +137,7 @@ func link(linker *wasmtime.Linker, module *wasmtime.Module) error {
 		}
 		void := len(ty.Results()) == 0
 		err := linker.FuncNew(imp.Module(), name, ty, func(caller *wasmtime.Caller, args []wasmtime.Val) ([]wasmtime.Val, *wasmtime.Trap) {
-			code, trap := f.call(call{caller.Data().(*Instance), args})
+			code, trap := f.call(call{caller.Data().(*slot).guest, args})
 			if trap != nil || void {
 				return nil, trap
 			}
