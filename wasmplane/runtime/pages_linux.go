@@ -143,6 +143,16 @@ func (c *Code) own(s *slot) (iter.Seq[int], error) {
 	}, nil
 }
 
+// shared is how many pages of the module's image were mapped when own was asked.
+func (s *slot) shared() (n int) {
+	for k := 0; k < len(s.entries); k += 8 {
+		if e := binary.LittleEndian.Uint64(s.entries[k:]); e&pagePresent != 0 && e&pageFile != 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // pageRun is pages of a linear memory, one after the other.
 type pageRun struct{ first, count int }
 

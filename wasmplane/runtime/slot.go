@@ -22,8 +22,11 @@ type slot struct {
 	memory   *wasmtime.Memory
 	pump     *wasmtime.Func
 	guest    *Instance // whose it is
-	size     int64     // of the memory, when it was left
 	entries  []byte    // room for the page map, see own
+
+	// Of one without a guest:
+	size   int64 // of the memory, in bytes
+	mapped int   // how many pages of the image are
 }
 
 // makeSlot makes a slot for the guest.
@@ -59,7 +62,7 @@ type slots struct {
 	making sync.WaitGroup
 
 	// Guarded by Code.mu. None of these slots is counted in Code.instances.
-	free     []*slot // as fresh ones, but for globals and the size of memory; the smallest first
+	free     []*slot // as fresh ones, but for globals and the size of memory; those first of whose image most is mapped
 	spare    *slot   // the same, and has pages that the next guest needs, see Prepare
 	prepares bool
 	pristine *slot                  // nobody has been in it
@@ -81,10 +84,8 @@ func (c *Code) takeSlot(size int64) *slot {
 		c.instances++
 		return s
 	}
-	for k, s := range slices.Backward(c.slots.free) {
-		if s.size <= size {
-			return c.takeFree(k)
-		}
+	if k := slices.IndexFunc(c.slots.free, func(s *slot) bool { return s.size <= size }); k >= 0 {
+		return c.takeFree(k)
 	}
 	return nil
 }
@@ -107,7 +108,7 @@ func (c *Code) putSlot(s *slot, sound bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	free := c.slots.free
-	k, _ := slices.BinarySearchFunc(free, s.size, func(f *slot, size int64) int { return int(f.size - size) })
+	k, _ := slices.BinarySearchFunc(free, s.mapped, func(f *slot, mapped int) int { return mapped - f.mapped })
 	if free = slices.Insert(free, k, s); len(free) > maxFree {
 		free[maxFree].store.Close()
 		free = slices.Delete(free, maxFree, len(free))
@@ -131,7 +132,7 @@ func (c *Code) clean(s *slot) error {
 		return err
 	}
 	memory := s.memory.UnsafeData(s.store)
-	s.size = int64(len(memory))
+	s.size, s.mapped = int64(len(memory)), s.shared()
 	for r := range runsOf(own) {
 		if err := drop(memory[r.first*PageSize : (r.first+r.count)*PageSize]); err != nil {
 			return err

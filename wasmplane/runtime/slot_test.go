@@ -40,7 +40,7 @@ func TestSlots(t *testing.T) {
 		for k := range want {
 			want[k] = initial + want[k]*wasmPage
 		}
-		if got := code.Free(); !slices.Equal(got, want) {
+		if got := slices.Sorted(slices.Values(code.Free())); !slices.Equal(got, want) {
 			t.Fatalf("slots of %d bytes are free, want %d", got, want)
 		}
 	}
@@ -72,25 +72,35 @@ func TestSlots(t *testing.T) {
 	leave(small, 0)
 	free(1, 5)
 
-	// Of many the smallest stay.
-	many := []*runtime.Instance{begins}
-	for n := range int64(runtime.MaxFree) {
+	code.DropSlots()
+	free()
+
+	// Of many those stay in which the image is mapped.
+	var many []*runtime.Instance
+	for n := range int64(runtime.MaxFree + 1) {
 		many = append(many, instance(initial+n*wasmPage))
 	}
+	for n, i := range many {
+		if n != 2 && i.Memory()[0] != 'i' {
+			t.Error("other memory")
+		}
+	}
 	for _, i := range many {
-		i.Close()
+		leave(i, 0)
 	}
-	free(0, 0, 1, 2)
-	for range 2 {
-		many = append(many, instance(initial+9*wasmPage))
-	}
-	free(0, 0) // the largest that fits was taken
+	free(0, 1, 3, 4)
+	many[0] = instance(initial + 3*wasmPage)
+	free(0, 1, 4)
+	restore(t, many[0], nil)
+	code.Prepared()
+	free(1, 4) // most guests fit into the smallest
 	code.DropSlots()
 	free()
 	for _, i := range many {
-		i.Close() // again, which does nothing, but for the last
+		i.Close() // again, but for the first
 	}
-	free(9, 9)
+	free(3)
+	begins.Close()
 }
 
 // TestSlotsThatAreNotKept: one whose guest was ended, and all of a module that has memory of its own from the start.

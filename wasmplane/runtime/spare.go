@@ -1,7 +1,9 @@
 package runtime
 
 import (
+	"cmp"
 	goruntime "runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,8 +32,9 @@ func (c *Code) Prepare() {
 	l.prepares = true
 	needed := l.needed
 	var s *slot
-	if len(l.free) > 0 {
-		s = c.takeFree(0) // the smallest, into which most fit
+	if len(l.free) > 0 { // most guests fit into the smallest
+		s = slices.MinFunc(l.free, func(a, b *slot) int { return cmp.Compare(a.size, b.size) })
+		c.takeFree(slices.Index(l.free, s))
 	}
 	l.making.Go(func() {
 		var err error
