@@ -28,13 +28,17 @@ const (
 	rolloutPatience = 5 * time.Minute
 	// quiet is how long nothing may happen before a measurement.
 	quiet = 300 * time.Millisecond
+	// unloaded is how long all controllers have slept when the module has left memory, too, and then some.
+	unloaded = 40 * time.Second
+	// unloadedSamples is how many samples of others there is one of these for.
+	unloadedSamples = 10
 )
 
 // Rollout is how long it takes from sending a Deployment until its objects exist, as one client sees them over
 // watches that it opened before. In milliseconds, one for each sample.
 type Rollout struct {
 	Mode       string    `json:"mode"`
-	Guests     string    `json:"guests"`     // asleep or warm; "" if there are none
+	Guests     string    `json:"guests"`     // asleep, warm or unloaded; "" if there are none
 	Created    []float64 `json:"created"`    // the server has answered
 	ReplicaSet []float64 `json:"replicaSet"` // it exists
 	FirstPod   []float64 `json:"firstPod"`   // it exists
@@ -305,21 +309,9 @@ func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer, k3sServe
 					return err
 				}
 			}
-			took, err := s.rollout(ctx, value, 1)
-			if err != nil {
+			if err := r.sample(ctx, s, value, n > 0); err != nil {
 				return err
 			}
-			if err := s.clear(ctx, value); err != nil {
-				return err
-			}
-			if n == 0 {
-				continue
-			}
-			r.Created = append(r.Created, milliseconds(took.created))
-			r.ReplicaSet = append(r.ReplicaSet, milliseconds(took.replicaSets))
-			r.FirstPod = append(r.FirstPod, milliseconds(took.firstPod))
-			r.Pods = append(r.Pods, milliseconds(took.pods))
-			r.Bound = append(r.Bound, milliseconds(took.bound))
 		}
 	}
 	after, err := wakeTimes(ctx, wasmServer)
@@ -337,7 +329,45 @@ func (b *bench) rollouts(ctx context.Context, wasmServer, nativeServer, k3sServe
 		k.result.Load = load
 		b.report.Rollout = append(b.report.Rollout, k.result)
 	}
-	return errors.Join(err, <-profiled)
+	return errors.Join(err, <-profiled, b.unloadedRollouts(ctx, wasmServer))
+}
+
+// unloadedRollouts measures single Deployments that find nothing of the plane in memory.
+func (b *bench) unloadedRollouts(ctx context.Context, s *server) (err error) {
+	n := b.Samples / unloadedSamples
+	if n == 0 {
+		return nil
+	}
+	b.say("rollout: %d Deployments with controllers that have been asleep for %s", n, unloaded)
+	r := Rollout{Mode: wasm.name, Guests: "unloaded"}
+	for k := range n {
+		if err := s.evict(ctx, unloaded); err != nil {
+			return err
+		}
+		if err := r.sample(ctx, s, fmt.Sprintf("unloaded-%d", k), true); err != nil {
+			return err
+		}
+	}
+	r.Load, err = loadAverage()
+	b.report.Rollout = append(b.report.Rollout, r)
+	return err
+}
+
+// sample measures a Deployment whose objects get the label value, and removes it.
+func (r *Rollout) sample(ctx context.Context, s *server, value string, counts bool) error {
+	took, err := s.rollout(ctx, value, 1)
+	if err != nil {
+		return err
+	}
+	if err := s.clear(ctx, value); err != nil || !counts {
+		return err
+	}
+	r.Created = append(r.Created, milliseconds(took.created))
+	r.ReplicaSet = append(r.ReplicaSet, milliseconds(took.replicaSets))
+	r.FirstPod = append(r.FirstPod, milliseconds(took.firstPod))
+	r.Pods = append(r.Pods, milliseconds(took.pods))
+	r.Bound = append(r.Bound, milliseconds(took.bound))
+	return nil
 }
 
 // bursts measures many Deployments at once, one server after the other, several times.
