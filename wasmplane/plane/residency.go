@@ -101,13 +101,16 @@ func (p *Plane) enforceBudget() {
 	if p.config.Pressure != nil && p.config.Pressure.Short() {
 		p.notePressure(now)
 	}
+	pressed := p.pressed(now)
+	if pressed {
+		p.config.Code.DropSlots()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	budget := p.config.MemoryBudget
 	if budget == 0 {
 		budget = math.MaxInt64
 	}
-	pressed := now.Sub(p.pressedAt) < pressureLasts
 	if pressed {
 		budget = 0
 	} else if p.config.MemoryBudget == 0 {
@@ -143,18 +146,21 @@ func (p *Plane) enforceBudget() {
 func (p *Plane) scarce() {
 	p.config.Log.Debug("memory is scarce: idle controllers are put to sleep")
 	p.notePressure(time.Now())
-	p.config.Code.DropSlots()
 	p.enforceBudget()
 }
 
 // prepare makes the next wake faster, unless memory is scarce.
 func (p *Plane) prepare() {
-	p.mu.Lock()
-	pressed := time.Since(p.pressedAt) < pressureLasts
-	p.mu.Unlock()
-	if !pressed {
+	if !p.pressed(time.Now()) {
 		p.config.Code.Prepare()
 	}
+}
+
+// pressed reports whether memory was scarce a moment ago.
+func (p *Plane) pressed(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return now.Sub(p.pressedAt) < pressureLasts
 }
 
 func (p *Plane) notePressure(now time.Time) {
