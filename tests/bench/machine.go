@@ -25,9 +25,9 @@ type Machine struct {
 	// NewPage is how long it takes until a new page of memory can be used, in microseconds. Virtual machines differ by more
 	// than tenfold in it, and what comes into memory, as a controller does that wakes, is as fast as that.
 	NewPage    float64 `json:"newPage"`
-	Go         string    `json:"go"`         // that compiled the bench
-	Dormouse   string    `json:"dormouse"`
-	BinarySize int64     `json:"binarySize"` // bytes
+	Go         string  `json:"go"` // that compiled the bench
+	Dormouse   string  `json:"dormouse"`
+	BinarySize int64   `json:"binarySize"` // bytes
 }
 
 func describeMachine(ctx context.Context, binary, dir string) (Machine, error) {
