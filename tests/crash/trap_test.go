@@ -28,7 +28,7 @@ func TestTrap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The only instance while all sleep is the one that was prepared for the next to wake: the victim.
+	// While all sleep, the only instance with pages of its own is the one that was prepared for the next to wake: the victim.
 	var from, to int64
 	cluster.Eventually(t, "the victim in known memory", func(ctx context.Context) error {
 		for _, name := range cluster.Guests {
@@ -40,7 +40,7 @@ func TestTrap(t *testing.T) {
 			return err
 		}
 		var err error
-		if from, to, err = onlyInstance(pid); err != nil {
+		if from, to, err = prepared(pid); err != nil {
 			_, wakeErr := s.Tell(ctx, victim, "wake") // has one prepared
 			return errors.Join(err, wakeErr)
 		}
@@ -96,17 +96,37 @@ func overwrite(t *testing.T, pid int, from, to int64) {
 	}
 }
 
-// onlyInstance finds the writable mapping of the module's image: the linear memory of the only instance.
-func onlyInstance(pid int) (from, to int64, err error) {
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+var (
+	imageMapping = regexp.MustCompile(`(?m)^([0-9a-f]+)-([0-9a-f]+) rw-p .*(?:/controllers\.cwasm|/memfd:wasm.*)$`)
+	ownPages     = regexp.MustCompile(`(?m)^Anonymous: +([0-9]+) kB$`)
+)
+
+// prepared finds the only writable mapping of the module's image with pages of its own: the linear memory that was prepared for
+// the next guest.
+func prepared(pid int) (from, to int64, err error) {
+	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
 		return 0, 0, err
 	}
-	found := regexp.MustCompile(`(?m)^([0-9a-f]+)-([0-9a-f]+) rw-p .*(?:/controllers\.cwasm|/memfd:wasm.*)$`).FindAllSubmatch(maps, -1)
-	if len(found) != 1 {
-		return 0, 0, fmt.Errorf("%d instances are in memory, want 1", len(found))
+	n := 0
+	for _, at := range imageMapping.FindAllSubmatchIndex(smaps, -1) {
+		own := ownPages.FindSubmatch(smaps[at[1]:])
+		if own == nil {
+			return 0, 0, errors.New("a mapping without the size of its own pages")
+		}
+		if string(own[1]) == "0" {
+			continue
+		}
+		n++
+		var fromErr, toErr error
+		from, fromErr = strconv.ParseInt(string(smaps[at[2]:at[3]]), 16, 64)
+		to, toErr = strconv.ParseInt(string(smaps[at[4]:at[5]]), 16, 64)
+		if err := errors.Join(fromErr, toErr); err != nil {
+			return 0, 0, err
+		}
 	}
-	from, fromErr := strconv.ParseInt(string(found[0][1]), 16, 64)
-	to, toErr := strconv.ParseInt(string(found[0][2]), 16, 64)
-	return from, to, errors.Join(fromErr, toErr)
+	if n != 1 {
+		return 0, 0, fmt.Errorf("%d instances have pages of their own, want 1", n)
+	}
+	return from, to, nil
 }
