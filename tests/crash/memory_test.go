@@ -78,7 +78,7 @@ func TestMemoryLimit(t *testing.T) {
 				delete(stay, c.Name)
 			}
 		}
-		if err == nil && len(stay) > before/2 { // some poll, and are back at once
+		if err == nil && len(stay) > before/2 { // a few were seen to stay for minutes; why is not known
 			err = fmt.Errorf("%d of %d bytes are used, and of %d controllers these were never asleep since: %v", used(), limit, before, stay)
 		}
 		return err
