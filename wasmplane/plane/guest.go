@@ -88,11 +88,11 @@ type guest struct {
 	cause        cause                // of the next wake
 	heartbeats   map[string]time.Time // last event, by UID, of the declared heartbeat
 	nextTimer    time.Duration        // less than 0: none
-	warmSince    time.Time
-	warm         time.Duration // how long it stays when idle, see adapt
-	sleptAt      time.Time     // when it was saved last in this process
-	stirred      time.Time     // last wake, response, or event that would have woken it
-	marked       bool          // the snapshot is behind the cluster
+	warmSince    time.Time            // since the last run that was no timer's
+	warm         time.Duration        // how long it stays when idle, see adapt
+	sleptAt      time.Time            // when it was saved last in this process
+	stirred      time.Time            // last wake, response, or event that would have woken it
+	marked       bool                 // the snapshot is behind the cluster
 	stats        Detail
 	woke         lastMinute
 	lastWakes    []Wake
@@ -410,7 +410,10 @@ func (g *guest) park() {
 	}
 	next, ok := g.inst.NextTimer()
 	g.mu.Lock()
-	g.state, g.warmSince = Warm, time.Now()
+	g.state = Warm
+	if g.stats.LastRun != reasonTimer { // or one that polls would seem to be needed all the time
+		g.warmSince = time.Now()
+	}
 	g.nextTimer = -1
 	if ok && next-g.plane.clock.now() < farFuture {
 		g.nextTimer = next

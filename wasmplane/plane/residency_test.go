@@ -173,6 +173,14 @@ func TestScarceMemory(t *testing.T) {
 	p.await(t, "sleep of all, again", asleep)
 }
 
+// TestScarceMemoryAndPolling: that its timer runs again and again keeps no guest in memory that is needed elsewhere.
+func TestScarceMemoryAndPolling(t *testing.T) {
+	p := start(t, t.TempDir(), newAPI(), controllers.Declaration{Name: "watchful"}, nil)
+	p.await(t, "poll", func(all []Status) bool { return all[0].State == Warm && p.guest().detail().LastRun == reasonTimer })
+	p.scarce()
+	p.awaitState(t, Asleep)
+}
+
 // TestNeededWhileSaved: a guest for which something came while it was saved stays,
 // and stays longer from now on.
 func TestNeededWhileSaved(t *testing.T) {

@@ -29,6 +29,11 @@ func init() {
 	guest.Register("litter", litter)
 	guest.Register("ticker", ticker)
 	guest.Register("poller", poller)
+	guest.Register("watchful", func(context.Context, abi.Start) error {
+		for {
+			time.Sleep(200 * time.Millisecond)
+		}
+	})
 	guest.Register("panic", onEvent(func() { panic("as asked") }))
 	guest.Register("loop", onEvent(func() {
 		for n := 0; ; n++ {
