@@ -21,8 +21,8 @@ import (
 // longest in proportion to their warm time, which is the time for which they are
 // expected to be idle. But in a burst a guest is needed again within milliseconds,
 // and to save and restore it each time would take longer than the work. Therefore
-// one that ran lately stays although the budget is exceeded; if it is by far, that
-// is not lately any more but just now.
+// one that ran lately, its timers aside, stays although the budget is exceeded; if it
+// is by far, that is not lately any more but just now.
 const (
 	// soon is how many warm times a guest has slept at most when staying would
 	// have been better.
@@ -59,7 +59,7 @@ func adapt(warm, asleep, idle time.Duration) time.Duration {
 type holder struct {
 	bytes int64
 	mayGo bool          // it is idle and waits for no response
-	idle  time.Duration // since it ran
+	idle  time.Duration // since it ran, but for timers
 	warm  time.Duration // its warm time
 }
 
